@@ -1,0 +1,1 @@
+"""The denoiser, its training and its engine. Editors reach all of it through `model.api`."""

@@ -1,0 +1,178 @@
+"""What the rest of the world may know of the model. Imports no torch.
+
+An `InfillRequest` goes in, an `InfillResult` comes out, and a `Completer` stands between them:
+`connect()` gives one that talks to an engine process, `load()` one that runs in this process.
+
+    text before │ hole │ text between │ hole │ text after
+    prefix      │      │ between[0]   │      │ suffix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+"""Directory of the checkpoint that comes with Mezzotint."""
+
+
+class CompletionError(Exception):
+    """Base of every error a `Completer` may raise. Its text is one sentence for a person."""
+
+
+class InvalidRequestError(CompletionError):
+    """The request itself is wrong: a limit exceeded, a parameter out of range."""
+
+
+class CheckpointError(CompletionError):
+    """The checkpoint cannot be used: missing, truncated, of the wrong shape or version."""
+
+
+class EngineUnavailableError(CompletionError):
+    """No engine answers: it is still loading, has crashed or was closed."""
+
+
+class EngineOverloadedError(CompletionError):
+    """The engine is up but will not take this request now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfillRequest:
+    """One infill: text around one or more holes, and how to fill them.
+
+    Raises `InvalidRequestError` on construction when a value is out of range.
+    """
+
+    prefix: str
+    """Text before the first hole; lines end in `\\n`."""
+    suffix: str = ""
+    """Text after the last hole; lines end in `\\n`."""
+    between: tuple[str, ...] = ()
+    """The texts between neighbouring holes: one fewer than there are holes."""
+    typed: str = ""
+    """What the first hole is known to begin with. It is clamped: every candidate starts with it."""
+    language: str = ""
+    """LSP language id, such as `python`; unknown ids are allowed."""
+    document: str = ""
+    """Names the document the request is about. A newer request of the same `client` and
+    `document` replaces a waiting or running older one. Empty: replaces nothing."""
+    client: str = ""
+    """Names the editor window that asks."""
+    priority: Literal["auto", "manual"] = "auto"
+    """`manual` requests, which a person asked for, run before `auto` ones."""
+    max_new_tokens: int = 64
+    """The most tokens a hole may take."""
+    candidates: int = 1
+    """How many different fills to try for; duplicates are merged, so fewer may come back."""
+    steps: int | None = None
+    """Fixed number of denoising steps for each canvas; None commits adaptively by `threshold`."""
+    threshold: float = 0.9
+    """Adaptive policy: commit every slot whose top probability exceeds this."""
+    temperature: float = 0.6
+    """Sampling temperature of the candidates after the first, which is greedy."""
+    seed: int = 0
+    """Seed of the sampled candidates: the same request gives the same result."""
+    deadline_ms: float | None = None
+    """Answer after this long with the best state reached (None: run to the end)."""
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("max_new_tokens", self.max_new_tokens, 1, 4096),
+            ("candidates", self.candidates, 1, 16),
+            ("steps", 1 if self.steps is None else self.steps, 1, 4096),
+            ("threshold", self.threshold, 0.0, 1.0),
+            ("temperature", self.temperature, 0.0, 10.0),
+            ("deadline_ms", 1.0 if self.deadline_ms is None else self.deadline_ms, 0.0, 3.6e6),
+        ):
+            if not low <= value <= high:
+                raise InvalidRequestError(f"{name} is {value}; it must lie in {low}..{high}")
+        if self.priority not in ("auto", "manual"):
+            raise InvalidRequestError(f"priority is {self.priority!r}; use 'auto' or 'manual'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to fill the holes."""
+
+    texts: tuple[str, ...]
+    """One text a hole, in document order. The first begins with the request's `typed`."""
+    confidence: float
+    """Mean probability the tokens were committed with, 0..1."""
+    finished: bool = True
+    """False when the deadline or `max_new_tokens` cut it short."""
+
+    @property
+    def text(self) -> str:
+        """The text of the first (usually the only) hole."""
+        return self.texts[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfillResult:
+    """The candidates of one request, greedy one first, and what they cost."""
+
+    candidates: tuple[Candidate, ...]
+    forwards: int
+    """Denoiser passes over a canvas."""
+    tokens: int
+    """Tokens in the candidates' fills, clamped ones not counted."""
+    encoded_tokens: int
+    """Context tokens that had to be encoded because no cache held them."""
+    ms: float
+    """Time in the engine, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The greedy candidate's canvas after one denoising step, for people to watch."""
+
+    step: int
+    slots: tuple[str | None, ...]
+    """Text of each canvas slot; None where it is still masked, "" where the span has ended."""
+
+
+FrameListener = Callable[[Frame], None]
+
+
+class Completer(Protocol):
+    """Fills holes. Cancelling the task that awaits `complete` stops the denoising at its next
+    step; so does closing."""
+
+    async def complete(
+        self, request: InfillRequest, *, on_frame: FrameListener | None = None
+    ) -> InfillResult:
+        """Fill the holes of `request`.
+
+        Raises a `CompletionError`; `asyncio.CancelledError` when the caller is cancelled or the
+        engine replaced the request by a newer one of the same document.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release what the completer holds. Idempotent."""
+        ...
+
+
+def connect(socket: str, token: str) -> Completer:
+    """Talk to a running engine.
+
+    `socket` is `unix:/path/to.sock` or `http://127.0.0.1:PORT`; `token` is the engine's own.
+    Does no I/O yet.
+    """
+    from model.serving.client import EngineClient
+
+    return EngineClient(socket, token)
+
+
+def load(
+    path: Path = SHIPPED_WEIGHTS, *, device: str = "auto", dtype: str = "auto"
+) -> Completer:
+    """Load a checkpoint directory into this process (imports torch, takes seconds).
+
+    Raises `CheckpointError`.
+    """
+    from model.serving.completer import EngineCompleter
+
+    return EngineCompleter.from_checkpoint(path, device=device, dtype=dtype)
