@@ -38,6 +38,10 @@ class EngineOverloadedError(CompletionError):
     """The engine is up but will not take this request now."""
 
 
+class SupersededError(CompletionError):
+    """A newer request of the same client and document took this one's place."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfillRequest:
     """One infill: text around one or more holes, and how to fill them.
@@ -49,6 +53,10 @@ class InfillRequest:
     """Text before the first hole; lines end in `\\n`."""
     suffix: str = ""
     """Text after the last hole; lines end in `\\n`."""
+    starts_file: bool = True
+    """Whether `prefix` begins where the document begins (False: it is a window)."""
+    ends_file: bool = True
+    """Whether `suffix` ends where the document ends."""
     between: tuple[str, ...] = ()
     """The texts between neighbouring holes: one fewer than there are holes."""
     typed: str = ""
@@ -145,8 +153,7 @@ class Completer(Protocol):
     ) -> InfillResult:
         """Fill the holes of `request`.
 
-        Raises a `CompletionError`; `asyncio.CancelledError` when the caller is cancelled or the
-        engine replaced the request by a newer one of the same document.
+        Raises a `CompletionError`, among them `SupersededError`.
         """
         ...
 
