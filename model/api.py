@@ -162,11 +162,43 @@ class Completer(Protocol):
         ...
 
 
-def connect(socket: str, token: str) -> Completer:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHealth:
+    """What a running engine says of itself."""
+
+    state: Literal["loading", "ready", "failed"]
+    message: str
+    """One sentence for a person; for `failed`, what is wrong and what to do."""
+    model: str = ""
+    """The checkpoint it serves."""
+    fraction: float | None = None
+    """Share of the loading that is done, 0..1, where the loader knows it."""
+
+
+class EngineConnection(Completer, Protocol):
+    """A `Completer` that talks to an engine process, which can also be watched and kept alive."""
+
+    async def health(self) -> EngineHealth:
+        """Ask how the engine is; it answers while it loads, too.
+
+        Raises `EngineUnavailableError` when nobody answers.
+        """
+        ...
+
+    async def hold_lease(self) -> None:
+        """Keep the engine alive for as long as the awaiting task runs; cancel it to let go.
+
+        Returns when the engine leaves of its own accord, for want of work. Raises
+        `EngineUnavailableError` when it vanishes, and `InvalidRequestError` when it refuses us.
+        """
+        ...
+
+
+def connect(socket: str, token: str) -> EngineConnection:
     """Talk to a running engine.
 
     `socket` is `unix:/path/to.sock` or `http://127.0.0.1:PORT`; `token` is the engine's own.
-    Does no I/O yet.
+    Does no I/O yet. Raises `InvalidRequestError` when `socket` is neither.
     """
     from model.serving.client import EngineClient
 
