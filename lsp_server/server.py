@@ -1,0 +1,623 @@
+"""The language server: LSP messages in, completions out. The only file that knows LSP types.
+
+Positions become character offsets here, once, and offsets become positions again on the way
+out; errors become an empty answer and a `mezzotint/status` notification. Nothing in here waits
+for the model before `initialize` is answered, and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any, cast
+from urllib.parse import unquote
+
+from lsprotocol import types
+from pygls.capabilities import get_capability
+from pygls.exceptions import JsonRpcException
+from pygls.lsp.server import LanguageServer
+from pygls.protocol import LanguageServerProtocol
+from pygls.workspace import PositionCodec, TextDocument, Workspace
+
+from lsp_server.completion import (
+    SUPERSEDED,
+    Completion,
+    CompletionSession,
+    EngineSource,
+    Reason,
+    Snapshot,
+    Suggestion,
+)
+from lsp_server.context import language_of
+from lsp_server.engine_process import EngineProcess, EngineState
+from lsp_server.settings import SECTION, Settings, parse_settings
+from lsp_server.syntax import SyntaxChecker
+
+logger = logging.getLogger(__name__)
+
+STATUS = "mezzotint/status"
+"""Notification {kind: normal|warning|error|inactive, busy: bool, message: str}."""
+
+EngineFactory = Callable[[Settings, Callable[[EngineState], None]], EngineSource]
+
+_CONFIGURATION_TIMEOUT_S = 5.0
+_PARENT_POLL_S = 2.0
+
+
+# --- Documents and positions ----------------------------------------------------------------
+
+
+class LspDocument(TextDocument):
+    """A document whose lines end where LSP says: at `\\n`, `\\r\\n` and `\\r` only.
+
+    pygls uses `str.splitlines`, which also breaks at form feeds and U+2028; every edit below
+    one would then land on the wrong line.
+    """
+
+    @property
+    def lines(self) -> Sequence[str]:
+        """The lines with their ends; the last one is what follows the last line end, or ""."""
+        lines = list(io.StringIO(self.source, newline=""))
+        if not lines or lines[-1].endswith(("\n", "\r")):
+            lines.append("")
+        return lines
+
+
+class _LspWorkspace(Workspace):
+    def _create_text_document(
+        self,
+        doc_uri: str,
+        source: str | None = None,
+        version: int | None = None,
+        language_id: str | None = None,
+    ) -> TextDocument:
+        return LspDocument(
+            doc_uri,
+            source=source,
+            version=version,
+            language_id=language_id,
+            position_codec=self.position_codec,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One cursor position, both ways of counting it."""
+
+    position: types.Position
+    """In the client's encoding, clamped to the document."""
+    offset: int
+    """In characters of the document's text."""
+    word: str
+    """The identifier characters just before it on its line."""
+
+
+def locate(lines: Sequence[str], codec: PositionCodec, position: types.Position) -> Place:
+    """Find a client's position in the lines of a document.
+
+    Past the end of a line means its end, past the last line the end of the document. A position
+    inside a character (a surrogate pair, a UTF-8 sequence) means the end of that character.
+    """
+    # Clamped here, because pygls counts the line end as part of the line (so that a column may
+    # fall between `\r` and `\n`) and takes a last line without one to be a character shorter.
+    number = min(position.line, len(lines) - 1)
+    line = lines[number].rstrip("\r\n")
+    units = codec.client_num_units(line)
+    if position.line == number:
+        units = min(units, position.character)
+    place = codec.position_from_client_units((line,), types.Position(0, units))
+    before = line[: place.character]
+    word = re.search(r"\w*$", before)
+    return Place(
+        types.Position(number, codec.client_num_units(before)),
+        sum(map(len, lines[:number])) + place.character,
+        word.group() if word else "",
+    )
+
+
+# --- The server -----------------------------------------------------------------------------
+
+
+class _Protocol(LanguageServerProtocol):
+    """pygls' protocol, with our documents, and an answer to requests it cannot read."""
+
+    @property
+    def exit_code(self) -> int:
+        """What the process must exit with: 0 after a `shutdown` request, else 1."""
+        return 0 if self._shutdown else 1
+
+    def adopt_lsp_lines(self) -> None:
+        """Replace the workspace that `initialize` has just made with one of `LspDocument`s."""
+        made = self.workspace
+        self._workspace = _LspWorkspace(
+            made.root_uri,
+            workspace_folders=list(made.folders.values()),
+            position_encoding=made.position_encoding,
+        )
+
+    def structure_message(self, data: dict[str, Any]) -> Any:
+        """Parse one message. pygls leaves a malformed request unanswered; clients then wait."""
+        try:
+            return super().structure_message(data)
+        except JsonRpcException as error:
+            if "id" in data and "method" in data:
+                self._send_response(data["id"], error=error.to_response_error())
+            raise
+
+
+class MezzotintServer(LanguageServer):
+    """One editor window's language server. Its handlers are the functions below it."""
+
+    protocol: _Protocol  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, make_engine: EngineFactory) -> None:
+        # pygls leaves its further arguments untyped.
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]
+            SECTION, version("mezzotint"), protocol_cls=_Protocol
+        )
+        self._make_engine = make_engine
+        self._client = uuid.uuid4().hex
+        self._checker = SyntaxChecker()
+        self._engine: EngineSource | None = None
+        self._engine_generation = 0
+        self._session: CompletionSession | None = None
+        self._settings: Settings | None = None
+        self._configured = asyncio.Event()
+        self._shown_problems: set[str] = set()
+        self.initialization_options: object = None
+        self._engine_state: EngineState | None = None
+        self._engine_state_changed = asyncio.Event()
+        self._reason: Reason | None = None
+        self._sent_status: dict[str, object] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def report_server_error(self, error: Exception, source: object) -> None:
+        """Log what pygls would show as a pop-up."""
+        logger.error("%s: %s", getattr(source, "__name__", source), error)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` in the background and log how it fails."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a background task failed", exc_info=error)
+
+    # Settings
+
+    async def pull_settings(self, pushed: object = None) -> None:
+        """Ask the client for our section; `pushed` is for clients that do not answer."""
+        raw = pushed
+        if get_capability(self.client_capabilities, "workspace.configuration"):
+            request = types.ConfigurationParams([types.ConfigurationItem(section=SECTION)])
+            try:
+                answer = await asyncio.wait_for(
+                    self.workspace_configuration_async(request), _CONFIGURATION_TIMEOUT_S
+                )
+                raw = answer[0] if answer else None
+            except (asyncio.TimeoutError, JsonRpcException) as error:
+                logger.warning("the client did not tell its settings: %r", error)
+        # Null and {} are what clients answer that hold no such section.
+        self._apply_settings(self.initialization_options if raw in (None, {}) else raw)
+
+    def _apply_settings(self, raw: object) -> None:
+        settings, problems = parse_settings(raw)
+        for problem in problems:
+            if problem not in self._shown_problems:
+                self._shown_problems.add(problem)
+                message = types.ShowMessageParams(types.MessageType.Warning, problem)
+                self.window_show_message(message)
+        previous, self._settings = self._settings, settings
+        set_log_level(settings)
+        if self._engine is None or previous is None or _engine_of(previous) != _engine_of(settings):
+            self._engine = self._another_engine(settings)
+        self._session = CompletionSession(
+            self._engine, settings, self._checker, client=self._client
+        )
+        self._configured.set()
+        self.report(None if settings.enabled else Reason(kind="inactive", message="disabled"))
+
+    def _another_engine(self, settings: Settings) -> EngineSource:
+        if self._engine is not None:
+            self.spawn(self._engine.close())
+        self._engine_state = None
+        self._engine_generation += 1
+        # The one that is being closed still has news, which are nobody's any more.
+        return self._make_engine(settings, partial(self._on_engine_state, self._engine_generation))
+
+    # Completions
+
+    async def warm_up(self, document: TextDocument) -> None:
+        """Start the engine if `document` is one that it will be asked about."""
+        await self._configured.wait()
+        settings, engine = self._settings, self._engine
+        if settings is None or engine is None or not settings.enabled:
+            return
+        if settings.enabled_for(_language(document)) and not settings.excludes(document.path):
+            await engine.start()
+
+    async def complete(
+        self, document: TextDocument, text: str, offset: int, *, explicit: bool
+    ) -> Completion:
+        """Complete `text`, which is the document's or what it is about to become.
+
+        Empty when the document has changed in the meantime. Never raises, except when cancelled.
+        """
+        await self._configured.wait()
+        assert self._session is not None
+        snapshot = Snapshot(
+            document=document.uri,
+            path=document.path,
+            language=_language(document),
+            text=text,
+            offset=offset,
+        )
+        version = document.version
+        completion = await self._session.complete(snapshot, explicit=explicit)
+        if completion.reason != SUPERSEDED:
+            self.report(completion.reason)
+        return completion if document.version == version else Completion()
+
+    def manual_only(self) -> bool:
+        """Whether the user wants no completion that they did not ask for."""
+        return self._settings is not None and self._settings.trigger == "manual"
+
+    def open_document(self, uri: str) -> TextDocument | None:
+        """The document that the client has opened as `uri`; never one read from disk."""
+        return self.workspace.text_documents.get(unquote(uri))
+
+    def forget(self, uri: str) -> None:
+        """Drop what is kept of a closed document."""
+        if self._session is not None:
+            self._session.forget(uri)
+
+    async def close_engine(self) -> None:
+        """Let go of the engine, which may go on to serve other windows."""
+        if self._engine is not None:
+            await self._engine.close()
+
+    # Status
+
+    def report(self, reason: Reason | None) -> None:
+        """Tell the client, if it is news, why it got nothing (None: it got something)."""
+        self._reason = reason
+        self._send_status()
+
+    def _on_engine_state(self, generation: int, state: EngineState) -> None:
+        if generation != self._engine_generation:
+            return
+        was_loading, self._engine_state = self._loading, state
+        self._engine_state_changed.set()
+        if state.kind == "ready" and self._reason is not None and self._reason.kind == "warning":
+            self._reason = None
+        if self._loading and not was_loading:
+            supported = "window.work_done_progress"
+            if get_capability(self.client_capabilities, supported):
+                self.spawn(self._show_progress())
+        self._send_status()
+
+    @property
+    def _loading(self) -> bool:
+        state = self._engine_state
+        return state is not None and state.kind in ("starting", "loading")
+
+    def _send_status(self) -> None:
+        state, reason = self._engine_state, self._reason
+        kind, message = "normal", "ready"
+        if state is not None and state.kind == "failed":
+            kind, message = "error", state.message
+        elif reason is not None and (reason.kind == "inactive" or not self._loading):
+            kind, message = reason.kind, reason.message
+        elif state is not None and self._loading:
+            message = state.message
+        status: dict[str, object] = {"kind": kind, "busy": self._loading, "message": message}
+        if status != self._sent_status:
+            self._sent_status = status
+            self.protocol.notify(STATUS, status)
+
+    async def _show_progress(self) -> None:
+        token = f"{SECTION}-{uuid.uuid4().hex}"
+        progress = self.work_done_progress
+        try:
+            await self.window_work_done_progress_create_async(
+                types.WorkDoneProgressCreateParams(token)
+            )
+        except JsonRpcException as error:
+            logger.info("the client shows no progress: %s", error)
+            return
+        begun = False
+        while (state := self._engine_state) is not None and self._loading:
+            percentage = None if state.fraction is None else round(100 * state.fraction)
+            if not begun:
+                begin = types.WorkDoneProgressBegin(
+                    "Mezzotint", message=state.message, percentage=percentage
+                )
+                progress.begin(token, begin)
+                begun = True
+            else:
+                report = types.WorkDoneProgressReport(message=state.message, percentage=percentage)
+                progress.report(token, report)
+            self._engine_state_changed.clear()
+            await self._engine_state_changed.wait()
+        if begun:
+            message = None if state is None else state.message
+            progress.end(token, types.WorkDoneProgressEnd(message=message))
+
+
+def _language(document: TextDocument) -> str:
+    return document.language_id or language_of(document.path)
+
+
+def _engine_of(settings: Settings) -> tuple[object, object]:
+    """The settings that only another engine can satisfy."""
+    return settings.model, settings.engine
+
+
+# --- Handlers -------------------------------------------------------------------------------
+# pygls passes the server to a parameter named `ls`.
+
+
+def on_initialize(ls: MezzotintServer, params: types.InitializeParams) -> None:
+    """Offer what depends on the client. pygls answers with the capabilities."""
+    # An editor in another container has a process id that means nothing here.
+    if params.process_id is not None and process_exists(params.process_id):
+        ls.spawn(exit_with(ls, params.process_id))
+    ls.protocol.adopt_lsp_lines()
+    ls.initialization_options = params.initialization_options
+    if get_capability(params.capabilities, "text_document.inline_completion") is None:
+        ls.feature(types.TEXT_DOCUMENT_COMPLETION, types.CompletionOptions())(on_completion)
+
+
+async def on_initialized(ls: MezzotintServer, params: types.InitializedParams) -> None:
+    """Fetch the settings, and ask to be told when they change."""
+    await ls.pull_settings()
+    capability = "workspace.did_change_configuration.dynamic_registration"
+    if get_capability(ls.client_capabilities, capability):
+        registration = types.Registration(
+            id=f"{SECTION}-settings",
+            method=types.WORKSPACE_DID_CHANGE_CONFIGURATION,
+            register_options=types.DidChangeConfigurationRegistrationOptions(section=SECTION),
+        )
+        try:
+            await ls.client_register_capability_async(types.RegistrationParams([registration]))
+        except JsonRpcException as error:
+            logger.info("the client does not announce changed settings: %s", error)
+
+
+async def on_configuration(ls: MezzotintServer, params: types.DidChangeConfigurationParams) -> None:
+    """Settings changed: ask for them, or take those that came along."""
+    pushed: object = params.settings
+    if isinstance(pushed, dict):
+        pushed = cast("dict[str, object]", pushed).get(SECTION)
+    await ls.pull_settings(pushed)
+
+
+async def on_open(ls: MezzotintServer, params: types.DidOpenTextDocumentParams) -> None:
+    """Load the model before the first completion needs it."""
+    document = ls.open_document(params.text_document.uri)
+    if document is not None:
+        await ls.warm_up(document)
+
+
+def on_change(ls: MezzotintServer, params: types.DidChangeTextDocumentParams) -> None:
+    """pygls has applied the change already; registering the handler advertises the sync."""
+
+
+def on_close(ls: MezzotintServer, params: types.DidCloseTextDocumentParams) -> None:
+    """Forget a closed document."""
+    ls.forget(params.text_document.uri)
+
+
+async def on_shutdown(ls: MezzotintServer, params: None) -> None:
+    """Let go of the engine before the client says `exit`."""
+    await ls.close_engine()
+
+
+async def on_inline_completion(
+    ls: MezzotintServer, params: types.InlineCompletionParams
+) -> types.InlineCompletionList:
+    """Ghost text at the cursor, or what extends the item selected in the completion list."""
+    items: list[types.InlineCompletionItem] = []
+    document = ls.open_document(params.text_document.uri)
+    with _logged(ls):
+        if document is not None:
+            items = await inline_items(ls, document, params)
+    return types.InlineCompletionList(items=items)
+
+
+async def inline_items(
+    ls: MezzotintServer, document: TextDocument, params: types.InlineCompletionParams
+) -> list[types.InlineCompletionItem]:
+    """Complete at the position; every item says explicitly what it replaces, within one line."""
+    text, lines, codec = document.source, document.lines, document.position_codec
+    explicit = params.context.trigger_kind == types.InlineCompletionTriggerKind.Invoked
+    selected = params.context.selected_completion_info
+    if selected is None:
+        place = locate(lines, codec, params.position)
+        start, end, beginning = place.offset, place.offset, ""
+        replaced = types.Range(place.position, place.position)
+    else:
+        # As though the selected item were accepted: what we add goes on from its text.
+        start = locate(lines, codec, selected.range.start).offset
+        end = locate(lines, codec, selected.range.end).offset
+        beginning, replaced = selected.text, selected.range
+        if replaced.start.line != replaced.end.line:
+            return []
+    completion = await ls.complete(
+        document, text[:start] + beginning + text[end:], start + len(beginning), explicit=explicit
+    )
+    return [
+        types.InlineCompletionItem(insert_text=beginning + suggestion.text, range=replaced)
+        for suggestion in completion.suggestions
+    ]
+
+
+async def on_completion(
+    ls: MezzotintServer, params: types.CompletionParams
+) -> types.CompletionList:
+    """Entries in the ordinary completion list, for clients that know no ghost text."""
+    items: list[types.CompletionItem] = []
+    document = ls.open_document(params.text_document.uri)
+    with _logged(ls):
+        if document is not None:
+            place = locate(document.lines, document.position_codec, params.position)
+            # The protocol calls typing an identifier "invoked" as well: only a user who turned
+            # the automatic completions off can mean it.
+            invoked = types.CompletionTriggerKind.Invoked
+            asked = params.context is not None and params.context.trigger_kind == invoked
+            completion = await ls.complete(
+                document, document.source, place.offset, explicit=asked and ls.manual_only()
+            )
+            codec = document.position_codec
+            items = [_list_item(s, place, codec, i) for i, s in enumerate(completion.suggestions)]
+    return types.CompletionList(is_incomplete=True, items=items)
+
+
+def _list_item(
+    suggestion: Suggestion, place: Place, codec: PositionCodec, index: int
+) -> types.CompletionItem:
+    """One entry. It replaces the word before the cursor, by which clients filter their lists."""
+    line, column = place.position.line, place.position.character
+    start = types.Position(line, column - codec.client_num_units(place.word))
+    new_text = place.word + suggestion.text
+    first_line = new_text.strip().partition("\n")[0].rstrip("\r")
+    return types.CompletionItem(
+        label=first_line,
+        kind=types.CompletionItemKind.Text,
+        detail="Mezzotint",
+        documentation=new_text,
+        # `~` sorts behind letters and digits: below what language servers know for certain.
+        sort_text=f"~{index:02}",
+        insert_text_mode=types.InsertTextMode.AsIs,
+        text_edit=types.TextEdit(types.Range(start, place.position), new_text),
+    )
+
+
+@contextmanager
+def _logged(ls: MezzotintServer) -> Generator[None]:
+    """An error of ours must cost an answer, not a pop-up: log it, say so in the status."""
+    try:
+        yield
+    except Exception:
+        logger.exception("request %s failed", ls.protocol.msg_id)
+        ls.report(Reason(kind="error", message="internal error: see the log"))
+
+
+async def exit_with(ls: MezzotintServer, process_id: int) -> None:
+    """End this process when the editor's is gone without having said so."""
+    while process_exists(process_id):
+        await asyncio.sleep(_PARENT_POLL_S)
+    logger.warning("the editor's process %d is gone: exiting", process_id)
+    try:
+        await asyncio.wait_for(ls.close_engine(), _PARENT_POLL_S)
+    finally:
+        # The thread that blocks on stdin cannot be joined; `sys.exit` would wait for it.
+        os._exit(1)
+
+
+def process_exists(process_id: int) -> bool:
+    """Whether a process runs, whoever owns it."""
+    if sys.platform == "win32":
+        # There, `os.kill` with any signal ends the process.
+        import ctypes
+
+        synchronize, timed_out = 0x00100000, 0x102
+        handle = ctypes.windll.kernel32.OpenProcess(synchronize, False, process_id)
+        if not handle:
+            return False
+        alive = ctypes.windll.kernel32.WaitForSingleObject(handle, 0) == timed_out
+        ctypes.windll.kernel32.CloseHandle(handle)
+        return alive
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --- Running --------------------------------------------------------------------------------
+
+
+def local_engine(settings: Settings, on_state: Callable[[EngineState], None]) -> EngineSource:
+    """The engine process that all editor windows of the user share."""
+    return EngineProcess(
+        model_path=settings.model.path,
+        device=settings.model.device,
+        dtype=settings.model.dtype,
+        url=settings.engine.url,
+        idle_unload_minutes=settings.engine.idle_unload_minutes,
+        on_state=on_state,
+    )
+
+
+def create_server(make_engine: EngineFactory = local_engine) -> MezzotintServer:
+    """Build a server with all its handlers; it talks to nobody yet."""
+    server = MezzotintServer(make_engine)
+    for method, handler, options in (
+        (types.INITIALIZE, on_initialize, None),
+        (types.INITIALIZED, on_initialized, None),
+        (types.SHUTDOWN, on_shutdown, None),
+        (types.WORKSPACE_DID_CHANGE_CONFIGURATION, on_configuration, None),
+        (types.TEXT_DOCUMENT_DID_OPEN, on_open, None),
+        (types.TEXT_DOCUMENT_DID_CHANGE, on_change, None),
+        (types.TEXT_DOCUMENT_DID_CLOSE, on_close, None),
+        # Without options, pygls does not advertise it.
+        (
+            types.TEXT_DOCUMENT_INLINE_COMPLETION,
+            on_inline_completion,
+            types.InlineCompletionOptions(),
+        ),
+    ):
+        server.feature(method, options)(handler)
+    return server
+
+
+def run_stdio(make_engine: EngineFactory = local_engine) -> int:
+    """Serve one client on stdin and stdout until it says `exit`; the process's exit code."""
+    _log_to_stderr()
+    # Only the protocol may write to the client: whatever else prints, here or in a child
+    # process, reaches stderr.
+    protocol_fd = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    server = create_server(make_engine)
+    server.start_io(sys.stdin.buffer, os.fdopen(protocol_fd, "wb"))
+    return server.protocol.exit_code
+
+
+def run_tcp(host: str, port: int, make_engine: EngineFactory = local_engine) -> int:
+    """Serve one client over TCP, to debug with; the process's exit code."""
+    _log_to_stderr()
+    server = create_server(make_engine)
+    try:
+        server.start_tcp(host, port)
+    except SystemExit:
+        logger.info("the client said exit")
+    return server.protocol.exit_code
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def set_log_level(settings: Settings) -> None:
+    """Follow `log.level`; what holds source text stays out unless `log.includeSource` is on."""
+    level = settings.log.level.upper()
+    logging.getLogger("lsp_server").setLevel(level)
+    logging.getLogger("model").setLevel(level)
+    # pygls logs every message it sends, completions included, at INFO.
+    logging.getLogger("pygls").setLevel(level if settings.log.include_source else logging.WARNING)

@@ -1,0 +1,149 @@
+"""A client with a real stdio session to the real server over a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lsprotocol import types
+from pygls.protocol import default_converter
+from pytest_lsp import LanguageClient
+from pytest_lsp.client import register_lsp_features
+
+# The tests are no package (importmode=importlib), and the session runs this file as a script.
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+TIMEOUT_S = 20.0
+
+
+class Session(LanguageClient):
+    """An editor window. Every wait ends after `TIMEOUT_S`."""
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(converter_factory=default_converter)
+        register_lsp_features(self)
+        self.statuses: list[Any] = []
+        self.feature("mezzotint/status")(lambda status: self.statuses.append(status))
+        self._journal = journal
+        self._versions: dict[str, int] = {}
+
+    def journal(self, event: str) -> list[dict[str, str]]:
+        """What the fake engine has written down so far under `event`."""
+        if not self._journal.exists():
+            return []
+        entries = [json.loads(line) for line in self._journal.read_text("utf-8").splitlines()]
+        return [entry for entry in entries if entry["event"] == event]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"never came true; statuses: {self.statuses}"
+            await asyncio.sleep(0.01)
+
+    def open(self, text: str, *, uri: str = "file:///tmp/a.py", language: str = "python") -> str:
+        self._versions[uri] = 1
+        item = types.TextDocumentItem(uri, language, 1, text)
+        self.text_document_did_open(types.DidOpenTextDocumentParams(item))
+        return uri
+
+    def edit(self, uri: str, start: tuple[int, int], end: tuple[int, int], text: str) -> None:
+        self._versions[uri] += 1
+        change = types.TextDocumentContentChangePartial(
+            types.Range(types.Position(*start), types.Position(*end)), text
+        )
+        document = types.VersionedTextDocumentIdentifier(self._versions[uri], uri)
+        self.text_document_did_change(types.DidChangeTextDocumentParams(document, [change]))
+
+    def inline_params(
+        self,
+        uri: str,
+        line: int,
+        character: int,
+        *,
+        automatic: bool = False,
+        selected: types.SelectedCompletionInfo | None = None,
+    ) -> types.InlineCompletionParams:
+        kinds = types.InlineCompletionTriggerKind
+        return types.InlineCompletionParams(
+            context=types.InlineCompletionContext(
+                kinds.Automatic if automatic else kinds.Invoked, selected
+            ),
+            text_document=types.TextDocumentIdentifier(uri),
+            position=types.Position(line, character),
+        )
+
+    async def inline(
+        self, uri: str, line: int, character: int, **how: Any
+    ) -> list[types.InlineCompletionItem]:
+        answer = self.text_document_inline_completion_async(
+            self.inline_params(uri, line, character, **how)
+        )
+        result = await asyncio.wait_for(answer, TIMEOUT_S)
+        assert isinstance(result, types.InlineCompletionList)
+        return list(result.items)
+
+
+def capabilities(
+    *,
+    encoding: str = "utf-16",
+    inline: bool = True,
+    configuration: bool = True,
+    progress: bool = True,
+) -> types.ClientCapabilities:
+    return types.ClientCapabilities(
+        general=types.GeneralClientCapabilities(
+            position_encodings=[types.PositionEncodingKind(encoding)]
+        ),
+        text_document=types.TextDocumentClientCapabilities(
+            inline_completion=types.InlineCompletionClientCapabilities() if inline else None,
+            completion=types.CompletionClientCapabilities(),
+        ),
+        workspace=types.WorkspaceClientCapabilities(configuration=configuration),
+        window=types.WindowClientCapabilities(work_done_progress=progress),
+    )
+
+
+StartSession = Callable[..., Awaitable[Session]]
+
+
+@pytest.fixture
+async def start_session(tmp_path: Path) -> AsyncIterator[StartSession]:
+    """Start a server: `await start_session("--text", "x", settings={...}, encoding="utf-8")`.
+
+    `settings` is what the client answers to `workspace/configuration`.
+    """
+    sessions: list[Session] = []
+
+    async def start(
+        *arguments: str,
+        settings: object = None,
+        initialization_options: object = None,
+        **supported: Any,
+    ) -> Session:
+        journal = tmp_path / f"journal-{len(sessions)}.jsonl"
+        session = Session(journal)
+        sessions.append(session)
+        if settings is not None:
+            session.set_configuration({"mezzotint": settings})
+        script = str(HERE / "fake_engine.py")
+        await session.start_io(sys.executable, script, "--journal", str(journal), *arguments)
+        params = types.InitializeParams(
+            capabilities=capabilities(**supported), initialization_options=initialization_options
+        )
+        session.initialize_result = await asyncio.wait_for(
+            session.initialize_session(params), TIMEOUT_S
+        )
+        return session
+
+    yield start
+    for session in sessions:
+        if session._server is not None and session._server.returncode is None:
+            await asyncio.wait_for(session.shutdown_session(), TIMEOUT_S)
+        await session.stop()
