@@ -1,0 +1,219 @@
+"""`python -m model.serving` and `mezzotint serve`: run an engine until it is told to stop.
+
+With `--endpoint` it is the engine that a user's editors share: it listens on a socket that only
+the user can open, tells in the endpoint file where, and leaves when the last editor has. Without,
+it serves `--host` and `--port` until it is interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from filelock import FileLock, Timeout
+
+from model.api import SHIPPED_WEIGHTS, Completer
+from model.api import load as load_completer
+from model.serving.protocol import PROTOCOL_VERSION
+
+# Linux takes 107 bytes, macOS 103.
+_MAX_SOCKET_PATH_BYTES = 100
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the model that `argv` names; returns the exit status."""
+    args = parse_args(argv)
+    return run(args, lambda: load_completer(args.model, device=args.device, dtype=args.dtype))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; exits on a wrong one."""
+    parser = argparse.ArgumentParser(prog="mezzotint serve", description="Run the HTTP engine.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8731, help="port (%(default)s); 0 takes any")
+    parser.add_argument(
+        "--model", type=Path, default=SHIPPED_WEIGHTS, help="checkpoint directory (the shipped one)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument(
+        "--endpoint", type=Path, metavar="FILE", help="serve this user's editors; say where in FILE"
+    )
+    parser.add_argument(
+        "--idle-unload-minutes",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="with --endpoint: leave after N minutes without a request (0: never)",
+    )
+    args = parser.parse_args(argv)
+    if args.idle_unload_minutes and args.endpoint is None:
+        parser.error("--idle-unload-minutes needs --endpoint: nothing would start the engine again")
+    return args
+
+
+def run(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
+    """Serve what `load` gives, as `args` from `parse_args` say; returns the exit status."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    # uvicorn hands a signal back once it has shut down; this lets the cleaning up happen.
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        if args.endpoint is None:
+            return _serve_network(args, load)
+        return _serve_editors(args, load)
+    except KeyboardInterrupt:
+        return 0
+    except OSError as error:
+        print(f"mezzotint serve: {error}", file=sys.stderr)
+        return 1
+
+
+def _exit(*_: object) -> NoReturn:
+    sys.exit(0)
+
+
+def _serve_network(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
+    from model.serving.http_server import Lifetime, serve
+
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    listener = socket.create_server((args.host, args.port), family=family)
+    token = os.environ.get("MEZZOTINT_TOKEN", "")
+    if not token:
+        token = secrets.token_urlsafe(32)
+        print(f"MEZZOTINT_TOKEN={token}", file=sys.stderr)
+    logger.info("Listening on %s", _address(listener))
+    with contextlib.closing(listener):
+        failure = asyncio.run(
+            serve(listener, token=token, load=load, model=str(args.model), lifetime=Lifetime())
+        )
+    return 0 if failure is None else 1
+
+
+def _serve_editors(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
+    endpoint: Path = args.endpoint.absolute()
+    _require_private_directory(endpoint.parent)
+    lock = FileLock(endpoint.with_suffix(".lock"), timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        logger.info("Another engine serves %s already", endpoint)
+        return 0
+    # Only the winner pays for these imports.
+    from model.serving.http_server import Lifetime, serve
+
+    idle_s = args.idle_unload_minutes * 60 or math.inf
+    token = secrets.token_urlsafe(32)
+    with lock, _announced_listener(endpoint, token) as listener:
+        lifetime = Lifetime(leased=True, idle_s=idle_s)
+        asyncio.run(
+            serve(listener, token=token, load=load, model=str(args.model), lifetime=lifetime)
+        )
+    return 0
+
+
+@contextlib.contextmanager
+def _announced_listener(endpoint: Path, token: str) -> Generator[socket.socket]:
+    """A listening socket that the file `endpoint` describes; both go away with the context.
+
+    The caller holds the endpoint's lock, so whatever lies there is left from a killed engine.
+    """
+    endpoint.unlink(missing_ok=True)
+    listener = _listen_privately(endpoint)
+    address = _address(listener)
+    try:
+        description = {
+            "protocol": PROTOCOL_VERSION,
+            "version": version("mezzotint"),
+            "socket": address,
+            "token": token,
+            "pid": os.getpid(),
+        }
+        _write_privately(endpoint, json.dumps(description))
+        yield listener
+    finally:
+        listener.close()
+        endpoint.unlink(missing_ok=True)
+        if address.startswith("unix:"):
+            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+
+
+def _socket_path(endpoint: Path) -> Path:
+    """A path for the socket: beside `endpoint`, unless that is longer than the kernel takes."""
+    path = endpoint.with_suffix(".sock")
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+        return path
+    directory = Path(tempfile.gettempdir(), f"mezzotint-{os.getuid()}")
+    _require_private_directory(directory)
+    path = directory / f"{hashlib.sha256(os.fsencode(endpoint)).hexdigest()[:16]}.sock"
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+        raise OSError(f"{path} is too long for a socket; set TMPDIR to a shorter directory")
+    return path
+
+
+def _listen_privately(endpoint: Path) -> socket.socket:
+    if sys.platform == "win32":
+        return socket.create_server(("127.0.0.1", 0))
+    path = _socket_path(endpoint)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(umask)
+    listener.listen()
+    return listener
+
+
+def _require_private_directory(directory: Path) -> None:
+    """Make `directory`, or check that nobody but this user can look into it.
+
+    Raises `OSError`.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sys.platform != "win32":
+        status = directory.lstat()
+        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+        if not is_ours or status.st_mode & 0o077:
+            raise OSError(f"{directory} must be a directory of yours with mode 0700 (chmod it)")
+
+
+def _write_privately(path: Path, text: str) -> None:
+    """Write `path` in one piece, for this user's eyes only."""
+    draft = path.with_suffix(".tmp")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+def _address(listener: socket.socket) -> str:
+    """What `model.api.connect` takes to reach `listener`."""
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
