@@ -60,7 +60,7 @@ class EngineClient:
                 # The caller knows how long it wants to wait for an answer.
                 timeout=httpx2.Timeout(_CONNECT_S, read=None),
                 transport=transport,
-                trust_env=False,  # a proxy has no business between an editor and its engine
+                trust_env=False,  # no proxy, and no .netrc that would replace the token
             )
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise InvalidRequestError(

@@ -34,6 +34,7 @@ from model.api import (
     Completer,
     CompletionError,
     EngineHealth,
+    EngineUnavailableError,
     Frame,
     FrameListener,
     InfillRequest,
@@ -191,8 +192,8 @@ class EngineServer:
     def __init__(self, host: ModelHost, lifetime: Lifetime, token: str) -> None:
         self._host = host
         self._lifetime = lifetime
-        self.leaving = asyncio.Event()
-        """Set to end every lease with a farewell."""
+        self._leaving = asyncio.Event()
+        self._fills: set[asyncio.Task[InfillResult | CompletionError]] = set()
         self.app = Starlette(
             routes=[
                 Route("/health", self._health),
@@ -201,6 +202,12 @@ class EngineServer:
             ],
             middleware=[Middleware(Guard, token=token)],
         )
+
+    def leave(self) -> None:
+        """End every lease with a farewell, and every infill with an error."""
+        self._leaving.set()
+        for fill in self._fills:
+            fill.cancel()
 
     async def _health(self, _: Request) -> Response:
         return JSONResponse(dataclasses.asdict(self._host.health()))
@@ -225,6 +232,8 @@ class EngineServer:
 
         with self._lifetime.infill():
             fill = asyncio.create_task(self._fill(call.request, on_frame if call.frames else None))
+            self._fills.add(fill)
+            fill.add_done_callback(self._fills.discard)
             fill.add_done_callback(lambda _: frames.put_nowait(None))
             try:
                 while (frame := await frames.get()) is not None:
@@ -239,6 +248,10 @@ class EngineServer:
         try:
             completer = await self._host.completer()
             return await completer.complete(request, on_frame=on_frame)
+        except asyncio.CancelledError:
+            if not self._leaving.is_set():
+                raise  # the client hung up
+            return EngineUnavailableError("the engine is shutting down")
         except CompletionError as error:
             return error
         except Exception as error:
@@ -252,10 +265,10 @@ class EngineServer:
 
     async def _lease_lines(self) -> AsyncGenerator[bytes, None]:
         with self._lifetime.lease():
-            while not self.leaving.is_set():
+            while not self._leaving.is_set():
                 yield encode_object({"alive": True})
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self.leaving.wait(), HEARTBEAT_S)
+                    await asyncio.wait_for(self._leaving.wait(), HEARTBEAT_S)
             yield encode_object({"leaving": True})
 
 
@@ -358,14 +371,14 @@ async def serve(
 async def _watch(
     server: uvicorn.Server, engine: EngineServer, host: ModelHost, lifetime: Lifetime
 ) -> None:
-    """Stop `server` when it is time, and say farewell to the leases whatever stops it."""
+    """Stop `server` when it is time, and say farewell to its clients whatever stops it."""
     while not server.should_exit:  # a signal sets it, too
         reason = lifetime.reason_to_leave(failed=host.failure is not None)
         if reason is not None:
             logger.info("The engine leaves: %s", reason)
             server.should_exit = True
         await asyncio.sleep(0 if server.should_exit else _TICK_S)
-    engine.leaving.set()
+    engine.leave()
 
 
 async def _until_hung_up(receive: Receive) -> None:

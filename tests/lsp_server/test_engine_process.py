@@ -133,6 +133,7 @@ async def test_a_killed_engine_is_restarted_and_the_state_says_so(runtime: Path)
         assert "trying again in 0.5 s" in window_.engine.state.message
         assert await window_.pid() != pid
         assert window_.kinds.count("ready") == 2
+        assert sum("trying again" in state.message for state in window_.states) == 1
 
 
 async def test_a_slow_model_is_loading_then_ready(runtime: Path, tmp_path: Path) -> None:

@@ -255,6 +255,17 @@ async def test_a_lease_ends_in_peace_when_the_engine_leaves() -> None:
         await asyncio.wait_for(lease, 5)
 
 
+async def test_an_infill_ends_with_an_error_when_the_engine_leaves(tmp_path: Path) -> None:
+    lifetime = Stoppable()
+    async with running(lifetime=lifetime) as url, client_of(url) as client:
+        request = InfillRequest(prefix="wait", suffix=str(tmp_path))
+        completing = asyncio.create_task(client.complete(request))
+        await asyncio.wait_for(appearance(tmp_path / "started"), 5)
+        lifetime.over = True
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
+            await asyncio.wait_for(completing, 5)
+
+
 async def test_a_lease_breaks_when_the_engine_vanishes() -> None:
     async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
