@@ -301,7 +301,7 @@ class CompletionSession:
         self._client = client
         self._running: dict[str, asyncio.Task[Completion]] = {}
         self._shown: dict[str, deque[_Shown]] = {}
-        self._debounce = _AdaptiveDebounce()
+        self._debounce = AdaptiveDebounce()
 
     async def complete(self, snapshot: Snapshot, *, explicit: bool) -> Completion:
         """Complete at the snapshot's cursor; `explicit` says that a person asked.
@@ -457,7 +457,7 @@ class _Shown:
         )
 
 
-class _AdaptiveDebounce:
+class AdaptiveDebounce:
     """Waits half of what an answer has been taking, within 40 to 150 ms.
 
     A fast engine is asked almost at once; a slow one is spared the requests that the next

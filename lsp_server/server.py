@@ -234,6 +234,7 @@ class MezzotintServer(LanguageServer):
         if self._engine is not None:
             self.spawn(self._engine.close())
         self._engine_state = None
+        self._engine_state_changed.set()  # ends the progress of its loading
         self._engine_generation += 1
         # The one that is being closed still has news, which are nobody's any more.
         return self._make_engine(settings, partial(self._on_engine_state, self._engine_generation))
@@ -277,7 +278,10 @@ class MezzotintServer(LanguageServer):
 
     def open_document(self, uri: str) -> TextDocument | None:
         """The document that the client has opened as `uri`; never one read from disk."""
-        return self.workspace.text_documents.get(unquote(uri))
+        document = self.workspace.text_documents.get(unquote(uri))
+        if document is None:
+            self.report(Reason(kind="warning", message="the editor has not opened this document"))
+        return document
 
     def forget(self, uri: str) -> None:
         """Drop what is kept of a closed document."""

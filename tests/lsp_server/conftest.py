@@ -132,7 +132,7 @@ async def start_session(tmp_path: Path) -> AsyncIterator[StartSession]:
         sessions.append(session)
         if settings is not None:
             session.set_configuration({"mezzotint": settings})
-        script = str(HERE / "fake_engine.py")
+        script = str(HERE / "fake_server.py")
         await session.start_io(sys.executable, script, "--journal", str(journal), *arguments)
         params = types.InitializeParams(
             capabilities=capabilities(**supported), initialization_options=initialization_options

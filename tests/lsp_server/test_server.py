@@ -96,6 +96,7 @@ async def test_untitled_documents_complete(start_session: StartSession):
 async def test_a_document_that_is_not_open_gets_nothing(start_session: StartSession):
     session = await start_session("--text", "2")
     assert await session.inline(Path(__file__).as_uri(), 0, 0) == []
+    assert session.statuses[-1].message == "the editor has not opened this document"
 
 
 async def test_typing_into_a_suggestion_keeps_it_without_asking_again(start_session: StartSession):
@@ -111,7 +112,8 @@ async def test_typing_into_a_suggestion_keeps_it_without_asking_again(start_sess
 
 
 async def test_cancelling_the_request_cancels_it_in_the_engine(start_session: StartSession):
-    session = await start_session("--text", "2", "--delay-s", "60")
+    patient = {"deadlineMs": {"manual": 60_000}}
+    session = await start_session("--text", "2", "--delay-s", "60", settings=patient)
     uri = session.open(SOURCE)
     await session.until(lambda: session.journal("start"))
     answer = session.protocol.send_request(
@@ -274,12 +276,14 @@ async def test_pushed_settings_count_where_the_client_cannot_be_asked(
 
 
 async def test_another_model_setting_replaces_the_engine(start_session: StartSession):
-    session = await start_session("--text", "2")
+    patient = {"deadlineMs": {"manual": 10_000}}
+    session = await start_session("--text", "2", "--loading-s", "0.5", settings=patient)
     session.open(SOURCE)
-    await session.until(lambda: session.journal("start"))
-    session.set_configuration({"mezzotint": {"model": {"device": "cpu"}}})
+    await session.until(lambda: _kinds(session))
+    session.set_configuration({"mezzotint": {**patient, "model": {"device": "cpu"}}})
     session.workspace_did_change_configuration(types.DidChangeConfigurationParams(None))
     await session.until(lambda: session.journal("closed"))
+    await session.until(lambda: _kinds(session)[-1] == "end")
     assert texts(await session.inline("file:///tmp/a.py", 1, 4)) == ["2"]
     assert len(session.journal("start")) == 2
 
@@ -314,7 +318,7 @@ async def test_shutdown_and_exit_end_the_process_with_zero(start_session: StartS
 
 
 def _serve(journal: Path, **how: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(HERE / "fake_engine.py"), "--journal", str(journal)]
+    command = [sys.executable, str(HERE / "fake_server.py"), "--journal", str(journal)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **how)
 
 

@@ -1,6 +1,6 @@
 """A fake engine, and the real language server on stdio around it: what the session tests run.
 
-`python fake_engine.py --text ' + 1' --journal FILE` serves a client on stdin and stdout. The
+`python fake_server.py --text ' + 1' --journal FILE` serves a client on stdin and stdout. The
 fake writes what happens to it as JSON lines to the journal.
 """
 
