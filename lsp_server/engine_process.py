@@ -36,6 +36,7 @@ from model.api import (
     Completer,
     CompletionError,
     EngineConnection,
+    EngineHealth,
     EngineUnavailableError,
     InvalidRequestError,
     connect,
@@ -193,9 +194,7 @@ class EngineProcess:
             await connection.close()
 
     async def _until_ready(self, connection: EngineConnection, lease: asyncio.Task[None]) -> None:
-        while (health := await connection.health()).state != "ready":
-            if health.state == "failed":
-                raise CheckpointError(health.message)
+        while (health := await _working_health(connection)).state != "ready":
             self._set_state("loading", health.message, health.fraction)
             done, _ = await asyncio.wait({lease}, timeout=_POLL_S)
             if done:
@@ -339,8 +338,19 @@ def _make_private(directory: Path) -> None:
 async def _answering(connection: EngineConnection) -> EngineConnection:
     """`connection`, closed again if nobody answers on it."""
     try:
-        await connection.health()
+        await _working_health(connection)
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+async def _working_health(connection: EngineConnection) -> EngineHealth:
+    """The engine's health; raises `CheckpointError` when it has failed.
+
+    A failed engine leaves once it has said so, hence no such answer may be overlooked.
+    """
+    health = await connection.health()
+    if health.state == "failed":
+        raise CheckpointError(health.message)
+    return health

@@ -210,7 +210,9 @@ class EngineServer:
             fill.cancel()
 
     async def _health(self, _: Request) -> Response:
-        return JSONResponse(dataclasses.asdict(self._host.health()))
+        # Who hears here that the load failed need not come for a lease to be told again.
+        with self._lifetime.lease() if self._host.failure else contextlib.nullcontext():
+            return JSONResponse(dataclasses.asdict(self._host.health()))
 
     async def _infill(self, request: Request) -> Response:
         body = await _read_body(request)

@@ -193,6 +193,22 @@ async def test_without_leases_a_failed_load_ends_the_server() -> None:
     assert isinstance(await asyncio.wait_for(serving, 5), CheckpointError)
 
 
+async def test_a_failed_engine_leaves_once_its_health_was_asked_for() -> None:
+    def load() -> Completer:
+        raise CheckpointError("no such checkpoint")
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    lifetime = Lifetime(leased=True)
+    server = asyncio.create_task(
+        serve(listener, token=TOKEN, load=load, model="fake", lifetime=lifetime)
+    )
+    async with client_of(url) as client:
+        while (await client.health()).state != "failed":
+            await asyncio.sleep(0.01)
+    assert isinstance(await asyncio.wait_for(server, 5), CheckpointError)
+
+
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer wrong", "Basic sesame", "é"])
 async def test_a_wrong_token_is_refused(authorization: str) -> None:
     async with running() as url:
