@@ -68,7 +68,8 @@ async function offerHelp(message: string, extensionUri: Uri): Promise<void> {
   const configure = "Set Server Command";
   const choice = await window.showErrorMessage(message, install, configure);
   if (choice === install) {
-    await commands.executeCommand("markdown.showPreview", Uri.joinPath(extensionUri, "README.md"));
+    const readme = Uri.joinPath(extensionUri, "readme.md"); // as vsce spells it in the package
+    await commands.executeCommand("markdown.showPreview", readme);
   } else if (choice === configure) {
     await openSettings("mezzotint.server.command");
   }

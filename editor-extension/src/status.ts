@@ -1,5 +1,5 @@
 /** The status bar item: what the server says about itself, and the way to everything else. */
-import { type Disposable, MarkdownString, StatusBarAlignment, ThemeColor, window } from "vscode";
+import { type Disposable, StatusBarAlignment, ThemeColor, window } from "vscode";
 import { NotificationType } from "vscode-languageclient/node";
 
 export interface ServerStatus {
@@ -40,7 +40,7 @@ export class StatusItem implements Disposable {
   update({ kind, busy, message }: ServerStatus): void {
     this.item.text = `${busy ? "$(loading~spin)" : ICONS[kind]} Mezzotint`;
     this.item.backgroundColor = BACKGROUNDS[kind];
-    this.item.tooltip = new MarkdownString().appendText(message || "Mezzotint is ready.");
+    this.item.tooltip = `Mezzotint: ${message || "ready"}`;
   }
 
   dispose(): void {

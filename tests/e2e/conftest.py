@@ -50,7 +50,8 @@ def watch() -> Iterator[ProcessWatch]:
     """An environment with directories of its own, so that no engine is shared with the user's."""
     home = Path(tempfile.mkdtemp(prefix="mz-"))  # short: a socket's path may have 107 bytes
     directories = {
-        f"XDG_{name}_HOME": str(home / name.lower()) for name in ("CACHE", "CONFIG", "DATA", "STATE")
+        f"XDG_{name}_HOME": str(home / name.lower())
+        for name in ("CACHE", "CONFIG", "DATA", "STATE")
     }
     watch = ProcessWatch(
         environment={
