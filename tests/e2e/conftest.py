@@ -57,7 +57,7 @@ def watch() -> Iterator[ProcessWatch]:
         environment={
             **os.environ,
             **directories,
-            "XDG_RUNTIME_DIR": str(home),
+            "MEZZOTINT_RUNTIME_DIR": str(home),
             RUN_VARIABLE: uuid.uuid4().hex,
         }
     )
