@@ -1,0 +1,125 @@
+"""Checkpoint directories: `model.safetensors`, `config.json`, `tokenizer.json`.
+
+`config.json` remembers the tokenizer's digest, so that weights cannot be read with the wrong one.
+Files are written beside their place and then moved there: a crash leaves no half-written one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from model.api import CheckpointError
+from model.denoiser import Denoiser, DenoiserConfig
+from model.tokenizer import CodeTokenizer
+
+MODEL_TYPE = "mezzotint"
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+def save_checkpoint(
+    directory: Path,
+    model: Denoiser,
+    tokenizer: CodeTokenizer,
+    *,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, weights in bf16. `training` is kept for people: steps, losses, date."""
+    draft = directory.with_name(f".{directory.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    weights = {name: t.to(torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
+    save_file(weights, draft / WEIGHTS)
+    tokenizer.save(draft / TOKENIZER)
+    config = {
+        "model_type": MODEL_TYPE,
+        "format_version": FORMAT_VERSION,
+        "tokenizer_sha256": tokenizer.digest,
+        "denoiser": dataclasses.asdict(model.config),
+        "training": training or {},
+    }
+    (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    directory.mkdir(exist_ok=True)
+    for file in draft.iterdir():  # file by file: a model card beside the weights stays
+        os.replace(file, directory / file.name)
+    draft.rmdir()
+
+
+def load_checkpoint(
+    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Denoiser, CodeTokenizer]:
+    """Read a checkpoint directory. Raises `CheckpointError` before anything is half loaded."""
+    config = _read_config(directory)
+    tokenizer = CodeTokenizer.from_file(_existing(directory / TOKENIZER))
+    if tokenizer.digest != config["tokenizer_sha256"]:
+        raise CheckpointError(
+            f"{directory / TOKENIZER} is not the tokenizer these weights were trained with; "
+            "take both from the same checkpoint"
+        )
+    weights_file = _existing(directory / WEIGHTS)
+    try:
+        weights = load_file(weights_file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{weights_file} is damaged ({error}); fetch or train the checkpoint again"
+        ) from error
+    try:
+        model_config = DenoiserConfig(**config["denoiser"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG} describes no denoiser: {error}") from error
+    with torch.device("meta"):
+        model = Denoiser(model_config)
+    _check_shapes(weights_file, model, weights)
+    model = Denoiser(model_config)
+    model.load_state_dict(weights)
+    return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file} is missing; a checkpoint directory holds {WEIGHTS}, {CONFIG} and {TOKENIZER}"
+        )
+    return file
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no checkpoint directory {directory}")
+    file = _existing(directory / CONFIG)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
+        found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(f"{file} has model_type {found!r}; known is {MODEL_TYPE!r}")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {config.get('format_version')}; "
+            f"this Mezzotint reads version {FORMAT_VERSION}"
+        )
+    for key in ("tokenizer_sha256", "denoiser"):
+        if key not in config:
+            raise CheckpointError(f"{file} lacks the key {key!r}")
+    return config
+
+
+def _check_shapes(file: Path, model: Denoiser, weights: dict[str, torch.Tensor]) -> None:
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{file}: tensor {name} should have shape {expected.get(name, 'none at all')}, "
+                f"found {found.get(name, 'nothing')}"
+            )
