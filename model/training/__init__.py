@@ -1,0 +1,1 @@
+"""Training: folders of code -> corpus shards -> batches of canvases -> a checkpoint."""

@@ -1,0 +1,154 @@
+"""`mezzotint train`: local folders of code -> a checkpoint. Also `python -m model.training`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from model.api import CheckpointError
+from model.checkpoint import load_checkpoint
+from model.denoiser import Denoiser, DenoiserConfig
+from model.tokenizer import CodeTokenizer
+from model.training.corpus import find_source, is_packed, pack
+from model.training.data import BatchShape, WindowSampler, load_documents
+from model.training.trainer import Trainer, TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_CHARS = 20_000_000
+"""The tokenizer is trained on this much text of the corpus."""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; defaults are those of the configs."""
+    training, denoiser = TrainingConfig(), DenoiserConfig(vocab_size=8192)
+    parser = argparse.ArgumentParser(
+        prog="mezzotint train",
+        description="Train an infill denoiser on local folders of code (or a packed corpus).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("sources", nargs="+", type=Path, help="folders of code, or a packed corpus")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="run directory; resumed if it is one"
+    )
+    parser.add_argument("--from", dest="start", type=Path, help="checkpoint to start from")
+    parser.add_argument("--minutes", type=float, default=training.minutes, help="length of the run")
+    parser.add_argument("--learning-rate", type=float, default=training.learning_rate)
+    parser.add_argument("--windows", type=int, default=8, help="windows a batch")
+    parser.add_argument("--hidden-size", type=int, default=denoiser.hidden_size)
+    parser.add_argument("--layers", type=int, default=denoiser.num_layers)
+    parser.add_argument("--vocab-size", type=int, default=denoiser.vocab_size)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--decontaminate", nargs="*", type=Path, default=[], metavar="FILE",
+        help="benchmark files (.jsonl[.gz]) whose text must not be trained on",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="end with a JSON line")
+    return parser.parse_args(argv)
+
+
+def prepare_corpus(args: argparse.Namespace) -> Path:
+    """The packed corpus to train on; packs folders of code into the run directory once."""
+    missing = [str(source) for source in args.sources if not source.is_dir()]
+    if missing:
+        raise ValueError(f"not a folder: {', '.join(missing)}")
+    if len(args.sources) == 1 and is_packed(args.sources[0]):
+        return args.sources[0]
+    corpus = args.out / "corpus"
+    if not is_packed(corpus):
+        pack([find_source(folder) for folder in args.sources], corpus, args.decontaminate)
+    return corpus
+
+
+def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoiser, CodeTokenizer]:
+    """The starting point: this run's own checkpoint, `--from`, or fresh weights and tokenizer."""
+    tokenizer_file = args.out / "tokenizer.json"
+    if (args.out / "checkpoint").is_dir():
+        return load_checkpoint(args.out / "checkpoint")
+    if args.start is not None:
+        return load_checkpoint(args.start)
+    if tokenizer_file.is_file():
+        tokenizer = CodeTokenizer.from_file(tokenizer_file)
+    else:
+        sample, chars = [], 0
+        for text in texts:
+            sample.append(text)
+            chars += len(text)
+            if chars > TOKENIZER_CHARS:
+                break
+        tokenizer = CodeTokenizer.train(sample, args.vocab_size)
+        args.out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(tokenizer_file)
+    head_size = 64
+    config = DenoiserConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=args.hidden_size,
+        num_layers=args.layers,
+        num_heads=max(1, args.hidden_size // head_size),
+        num_kv_heads=max(1, args.hidden_size // head_size // 2),
+        ffn_size=3 * args.hidden_size,
+    )
+    torch.manual_seed(0)
+    return Denoiser(config), tokenizer
+
+
+def train(args: argparse.Namespace) -> dict[str, float]:
+    """Run the command; returns the figures of its last line."""
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device here; train with --device cpu")
+    shape = BatchShape(windows=args.windows)
+    config = TrainingConfig(minutes=args.minutes, learning_rate=args.learning_rate, shape=shape)
+    corpus = prepare_corpus(args)
+    documents = load_documents(corpus)
+    held_out = load_documents(corpus, "heldout.jsonl.gz")
+    logger.info("corpus: %d files, %d held out", len(documents), len(held_out))
+    model, tokenizer = prepare_model(args, [d.text for d in documents])
+    trainer = Trainer(
+        model,
+        tokenizer,
+        WindowSampler(documents, tokenizer, shape, config.seed),
+        WindowSampler(held_out, tokenizer, shape, config.seed + 1),
+        config,
+        args.out,
+        torch.device(device),
+    )
+    if trainer.resume():
+        logger.info("resuming %s at step %d", args.out, trainer.step)
+    best = trainer.run()
+    return {
+        "held_out_diffusion_loss": round(best, 4),
+        "steps": trainer.step,
+        "minutes": round(trainer.seconds / 60, 2),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = parse_args(argv)
+    try:
+        figures = train(args)
+    except (ValueError, OSError, CheckpointError, RuntimeError) as error:
+        print(f"mezzotint train: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        print(
+            f"held-out loss {figures['held_out_diffusion_loss']} after {figures['steps']} steps; "
+            f"the best checkpoint is {args.out / 'checkpoint'}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

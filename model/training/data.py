@@ -1,0 +1,262 @@
+"""Corpus -> batches: windows of files, holes cut in them as an editor would, and their canvases.
+
+One window serves many holes. The window is tokenised with the holes' edges as token borders (a
+cursor may stand inside a word) and encoded twice, as a prefix stream and as a suffix stream; hole
+k's canvas then sees the prefix stream up to the hole and the suffix stream from its end. Because
+context never sees a canvas, one encoding of L tokens trains K holes exactly as K separate
+encodings would.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.infill import CanvasLayout, prefix_stream, suffix_stream
+from model.tokenizer import CodeTokenizer
+from model.training.corpus import Document, read_shard
+
+NO_TARGET = -100
+"""Target of a stream position that carries no loss (`cross_entropy`'s default `ignore_index`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShape:
+    """Sizes of a training batch. Tokens a step: B · (2·L + K·C)."""
+
+    windows: int = 8
+    """B, windows of files."""
+    stream_tokens: int = 384
+    """L, tokens of each of a window's two streams."""
+    canvases: int = 10
+    """K, holes a window serves."""
+    canvas_sizes: tuple[int, ...] = (16, 32, 32, 64)
+    """Drawn from for each batch."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("windows", 1), ("stream_tokens", 4), ("canvases", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of one training step. B windows, L stream tokens, K canvases of C slots each."""
+
+    prefix_ids: Tensor
+    """(B, L) the window read forwards."""
+    suffix_ids: Tensor
+    """(B, L) the window read backwards."""
+    prefix_targets: Tensor
+    """(B, L) the next token of the prefix stream; NO_TARGET past its end."""
+    suffix_targets: Tensor
+    """(B, L) likewise."""
+    prefix_seen: Tensor
+    """(B, K) how many tokens of the prefix stream a canvas sees."""
+    suffix_seen: Tensor
+    """(B, K) likewise of the suffix stream."""
+    canvas_targets: Tensor
+    """(B, K, C) the finished canvases."""
+    canvas_weights: Tensor
+    """(B, K, C) each slot's share of the loss; 0 for clamped slots and empty places."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A stretch of characters to be filled, [start, end) in its window."""
+
+    start: int
+    end: int
+
+
+def _rest_of_line(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
+    start, end = line
+    return Hole(rng.randint(start, end), end)
+
+
+def _within_line(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
+    start, end = line
+    first = rng.randint(start, end)
+    return Hole(first, rng.randint(first, min(end, first + 40)))
+
+
+def _whole_line(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
+    start, end = line
+    indent = len(text[start:end]) - len(text[start:end].lstrip())
+    return Hole(start + indent, end)
+
+
+def _several_lines(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
+    start, end = line
+    first = start + len(text[start:end]) - len(text[start:end].lstrip())
+    if rng.random() < 0.5:
+        first = rng.randint(first, end)
+    last = end
+    for _ in range(rng.randint(1, 4)):
+        newline = text.find("\n", last + 1)
+        last = newline if newline >= 0 else len(text)
+    return Hole(first, last)
+
+
+def _nothing(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
+    position = rng.randint(*line)
+    return Hole(position, position)
+
+
+HOLE_KINDS = (
+    (_rest_of_line, 0.38),
+    (_within_line, 0.25),
+    (_whole_line, 0.15),
+    (_several_lines, 0.18),
+    (_nothing, 0.04),
+)
+"""How a hole is cut, and how often. Nothing missing is a case too: the model must say so."""
+
+
+def sample_holes(text: str, num: int, rng: random.Random) -> list[Hole]:
+    """At most `num` disjoint holes of `text`, in document order, with text between them."""
+    starts = [0, *(i + 1 for i, c in enumerate(text) if c == "\n")]
+    lines = [(s, e) for s, e in zip(starts, [*(s - 1 for s in starts[1:]), len(text)], strict=True)]
+    lines = [line for line in lines if text[slice(*line)].strip()]
+    kinds = [kind for kind, _ in HOLE_KINDS]
+    shares = [share for _, share in HOLE_KINDS]
+    holes: list[Hole] = []
+    for line in sorted(rng.sample(lines, min(num, len(lines)))):
+        hole = rng.choices(kinds, shares)[0](text, line, rng)
+        if not holes or hole.start > holes[-1].end:
+            holes.append(hole)
+    return holes
+
+
+class WindowSampler:
+    """Endless, deterministic stream of batches: batch n of a seed is always the same."""
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        tokenizer: CodeTokenizer,
+        shape: BatchShape,
+        seed: int,
+        *,
+        two_hole_share: float = 0.1,
+    ) -> None:
+        self.documents, self.tokenizer, self.shape, self.seed = documents, tokenizer, shape, seed
+        self.two_hole_share = two_hole_share
+        # A file is drawn in proportion to its length, so that every character is as likely.
+        lengths = np.array([len(d.text) for d in documents], dtype=np.float64)
+        self._cumulative = np.cumsum(lengths) / lengths.sum()
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches from number `start` on."""
+        step = start
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step`."""
+        rng = random.Random(f"{self.seed}/{step}")
+        size = rng.choice(self.shape.canvas_sizes)
+        windows = [self._window(size, rng) for _ in range(self.shape.windows)]
+        return Batch(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*windows, strict=True)))
+
+    def _window(self, canvas_size: int, rng: random.Random) -> tuple[np.ndarray, ...]:
+        shape, tok = self.shape, self.tokenizer
+        document = self.documents[int(np.searchsorted(self._cumulative, rng.random()))]
+        text, starts_file, ends_file = _cut_window(document.text, 4 * shape.stream_tokens, rng)
+        holes = sample_holes(text, shape.canvases, rng)
+        edges = [0, *(edge for hole in holes for edge in (hole.start, hole.end)), len(text)]
+        pieces = tok.encode_batch([text[a:b] for a, b in pairwise(edges)])
+        ids = [i for piece in pieces for i in piece]
+        limit = shape.stream_tokens - 2  # language and file edge
+        if len(ids) > limit:
+            ids, ends_file = ids[:limit], False
+        forward = prefix_stream(tok, ids, document.language, starts_file=starts_file)
+        backward = suffix_stream(tok, ids, document.language, ends_file=ends_file)
+        borders = np.cumsum([0, *map(len, pieces)])
+
+        prefix_seen = np.ones(shape.canvases, dtype=np.int64)
+        suffix_seen = np.ones(shape.canvases, dtype=np.int64)
+        targets = np.zeros((shape.canvases, canvas_size), dtype=np.int64)
+        weights = np.zeros((shape.canvases, canvas_size), dtype=np.float32)
+        place, hole = 0, 0
+        while hole < len(holes) and borders[2 * hole + 2] <= len(ids):
+            span = self._holes_of_one_canvas(pieces, borders, hole, canvas_size, len(ids), rng)
+            start, end = borders[2 * hole + 1], borders[2 * (hole + span)]
+            prefix_seen[place] = len(forward) - len(ids) + start
+            suffix_seen[place] = len(backward) - end
+            targets[place], weights[place] = self._canvas(pieces, hole, span, canvas_size)
+            place, hole = place + 1, hole + span
+        prefix_ids, prefix_targets = _stream_arrays(forward, shape.stream_tokens)
+        suffix_ids, suffix_targets = _stream_arrays(backward, shape.stream_tokens)
+        return (
+            prefix_ids,
+            suffix_ids,
+            prefix_targets,
+            suffix_targets,
+            prefix_seen,
+            suffix_seen,
+            targets,
+            weights,
+        )
+
+    def _holes_of_one_canvas(
+        self,
+        pieces: Sequence[Sequence[int]],
+        borders: np.ndarray,
+        hole: int,
+        canvas_size: int,
+        num_ids: int,
+        rng: random.Random,
+    ) -> int:
+        """2 where this hole and the next share a canvas, else 1."""
+        if rng.random() >= self.two_hole_share or 2 * hole + 4 >= len(borders):
+            return 1
+        between = len(pieces[2 * hole + 2])
+        fits = between <= canvas_size // 2 and borders[2 * hole + 4] <= num_ids
+        return 2 if fits else 1
+
+    def _canvas(
+        self, pieces: Sequence[Sequence[int]], hole: int, span: int, canvas_size: int
+    ) -> tuple[list[int], list[float]]:
+        between = tuple(tuple(pieces[2 * (hole + k) + 2]) for k in range(span - 1))
+        free = canvas_size - sum(map(len, between))
+        slots = (*(free // span for _ in range(span - 1)), free - free // span * (span - 1))
+        layout = CanvasLayout(slots, between)
+        contents = [pieces[2 * (hole + k) + 1] for k in range(span)]
+        return layout.target(contents, self.tokenizer.end_id)
+
+
+def _cut_window(text: str, num_chars: int, rng: random.Random) -> tuple[str, bool, bool]:
+    """A window (text, starts_file, ends_file) that begins at a line's start."""
+    if len(text) <= num_chars:
+        return text, True, True
+    # Windows may lie half outside the file: its top and its end are then as likely as its middle.
+    start = max(0, rng.randint(-(num_chars // 2), len(text) - num_chars // 2))
+    start = text.rfind("\n", 0, start) + 1
+    return text[start : start + num_chars], start == 0, start + num_chars >= len(text)
+
+
+def _stream_arrays(stream: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids (L,) and next-token targets (L,) of a stream, padded at its end."""
+    ids = np.zeros(length, dtype=np.int64)
+    targets = np.full(length, NO_TARGET, dtype=np.int64)
+    ids[: len(stream)] = stream
+    targets[: len(stream) - 1] = stream[1:]
+    return ids, targets
+
+
+def load_documents(corpus: Path, pattern: str = "train-*.jsonl.gz") -> list[Document]:
+    """Every document of the shards that match, in the shards' order."""
+    return [d for shard in sorted(corpus.glob(pattern)) for d in read_shard(shard)]

@@ -1,0 +1,99 @@
+"""The joint loss: masked diffusion on canvases, next-token prediction on both context streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.denoiser import Denoiser, Role
+from model.noise_schedule import LinearSchedule
+from model.training.data import NO_TARGET, Batch
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """Mean losses in nats a token."""
+
+    total: Tensor
+    diffusion: Tensor
+    """The bounded negative ELBO a slot (MDLM, arXiv 2406.07524, eq. 10)."""
+    context: Tensor
+    """Next-token cross-entropy over both streams."""
+
+
+def add_noise(
+    batch: Batch, mask_id: int, schedule: LinearSchedule, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Mask the batch's canvases at one time each.
+
+    Returns the noisy ids (B, K, C) and the loss weights (B, K, C): the slot's share times the
+    schedule's weight where it is masked, 0 elsewhere. Clamped slots are never masked.
+    """
+    shape = batch.canvas_targets.shape
+    times = schedule.sample_times(shape[0] * shape[1], generator).view(*shape[:2], 1)
+    times = times.to(batch.canvas_targets.device)
+    draws = torch.rand(shape, generator=generator).to(batch.canvas_targets.device)
+    masked = (draws < schedule.mask_probability(times)) & (batch.canvas_weights > 0)
+    noisy = torch.where(masked, mask_id, batch.canvas_targets)
+    return noisy, batch.canvas_weights * schedule.loss_weight(times) * masked
+
+
+def joint_loss(
+    model: Denoiser,
+    batch: Batch,
+    *,
+    mask_id: int,
+    schedule: LinearSchedule,
+    context_weight: float,
+    generator: torch.Generator | None = None,
+) -> LossTerms:
+    """Both losses of one batch, from one encoding of its windows."""
+    noisy, weights = add_noise(batch, mask_id, schedule, generator)
+    num_windows, length = batch.prefix_ids.shape
+
+    # The two streams of a window are one batch of causal sequences in two roles.
+    roles = torch.tensor([Role.PREFIX, Role.SUFFIX], device=noisy.device)
+    hidden, cache = model.encode(
+        torch.cat((batch.prefix_ids, batch.suffix_ids)),
+        roles.repeat_interleave(num_windows)[:, None],
+    )
+    context = F.cross_entropy(
+        model.logits(hidden).flatten(0, 1).float(),
+        torch.cat((batch.prefix_targets, batch.suffix_targets)).flatten(),
+        ignore_index=NO_TARGET,
+    )
+
+    prefix = [(k[:num_windows], v[:num_windows]) for k, v in cache]
+    suffix = [(k[num_windows:], v[num_windows:]) for k, v in cache]
+    canvas_size = noisy.shape[-1]
+    slots = torch.arange(canvas_size, device=noisy.device)
+    hidden = model.denoise(
+        noisy.flatten(1),
+        (batch.prefix_seen[..., None] + slots).flatten(1),
+        batch.suffix_seen.repeat_interleave(canvas_size, dim=1),
+        prefix,
+        suffix,
+        canvas_size=canvas_size,
+        prefix_mask=_visible(batch.prefix_seen, length, canvas_size, hidden.dtype),
+        suffix_mask=_visible(batch.suffix_seen, length, canvas_size, hidden.dtype),
+    )
+    # Logits only where there is a loss: half the slots are not masked, and the head is dear.
+    chosen = weights.flatten() > 0
+    losses = F.cross_entropy(
+        model.logits(hidden.flatten(0, 1)[chosen]).float(),
+        batch.canvas_targets.flatten()[chosen],
+        reduction="none",
+    )
+    diffusion = (losses * weights.flatten()[chosen]).sum() / batch.canvas_weights.sum().clamp(1)
+    return LossTerms(diffusion + context_weight * context, diffusion, context)
+
+
+def _visible(seen_BK: Tensor, length: int, canvas_size: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, K·C, L): canvas k sees the first `seen_BK[:, k]` stream tokens."""
+    hidden = torch.arange(length, device=seen_BK.device) >= seen_BK[..., None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=seen_BK.device)
+    mask.masked_fill_(hidden, float("-inf"))
+    return mask.repeat_interleave(canvas_size, dim=1)[:, None]
