@@ -1,0 +1,139 @@
+"""From logits to committed slots: the choice of tokens and the unmasking policies.
+
+One step of the one denoising loop. A policy says how many slots to trust; the rules that keep a
+canvas well formed (nothing after `<eom>` but `<eom>`, no clamped slot changed) hold for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.engine.sequence import SamplingParams
+
+
+class UnmaskPolicy(Protocol):
+    """Which masked slots a step commits."""
+
+    def select(self, confidence_C: Tensor, step: int) -> Tensor:
+        """Slots (C,) to commit, given the confidence of every slot (C,), -1 where it is not
+        masked. Commits at least one masked slot."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdPolicy:
+    """Commit every slot more confident than `threshold` (Fast-dLLM, arXiv 2505.22618, 3.3)."""
+
+    threshold: float
+
+    def select(self, confidence_C: Tensor, step: int) -> Tensor:
+        """See `UnmaskPolicy.select`."""
+        chosen = confidence_C > max(self.threshold, 0.0)
+        chosen[confidence_C.argmax()] = True
+        return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class FixedStepsPolicy:
+    """Finish a canvas in `steps` steps, the most confident slots first (LLaDA, arXiv 2502.09992,
+    low-confidence remasking)."""
+
+    steps: int
+
+    def select(self, confidence_C: Tensor, step: int) -> Tensor:
+        """See `UnmaskPolicy.select`."""
+        num_masked = int((confidence_C >= 0).sum())
+        left = max(self.steps - step, 1)
+        chosen = torch.zeros_like(confidence_C, dtype=torch.bool)
+        chosen[confidence_C.topk(-(-num_masked // left)).indices] = True
+        return chosen
+
+
+def policy_of(params: SamplingParams) -> UnmaskPolicy:
+    """The policy a sequence asks for."""
+    if params.steps is not None:
+        return FixedStepsPolicy(params.steps)
+    return ThresholdPolicy(params.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class StepChoice:
+    """What one step commits on one canvas."""
+
+    chosen: Tensor
+    """(C,) bool, slots to commit now."""
+    tokens: Tensor
+    """(C,) their tokens."""
+    confidence: Tensor
+    """(C,) the probability of each."""
+
+
+def choose(
+    logits_CV: Tensor,
+    canvas_C: Tensor,
+    hole_C: Tensor,
+    params: SamplingParams,
+    step: int,
+    *,
+    mask_id: int,
+    end_id: int,
+    forbidden: Tensor,
+) -> StepChoice:
+    """Pick a token for every masked slot of one canvas and the slots to commit.
+
+    `hole_C` numbers each slot's hole, -1 for text between holes. `forbidden` (V,) marks ids that
+    are never generated. Raises `FloatingPointError` on non-finite logits.
+    """
+    masked = canvas_C == mask_id
+    after = _after_in_hole(hole_C)
+    is_token = ~masked & (canvas_C != end_id)
+    logits = logits_CV.float().masked_fill(forbidden, float("-inf"))
+    # A span cannot end before a token that is already committed.
+    ends_too_early = (after & is_token).any(dim=1)
+    logits[ends_too_early, end_id] = float("-inf")
+    probabilities = logits.softmax(dim=-1)
+    if not torch.isfinite(probabilities[masked]).all():
+        raise FloatingPointError("the denoiser produced non-finite logits")
+    if params.temperature > 0:
+        generator = torch.Generator(logits.device).manual_seed(params.seed * 1_000_003 + step)
+        tempered = (logits / params.temperature).softmax(dim=-1)
+        tokens = torch.multinomial(tempered, 1, generator=generator)[:, 0]
+        confidence = probabilities.gather(1, tokens[:, None])[:, 0]
+    else:
+        confidence, tokens = probabilities.max(dim=-1)
+    confidence = torch.where(masked, confidence, -1.0)
+    chosen = policy_of(params).select(confidence, step) & masked
+    return StepChoice(
+        _without_conflicts(chosen, tokens == end_id, confidence, after), tokens, confidence
+    )
+
+
+def _after_in_hole(hole_C: Tensor) -> Tensor:
+    """(C, C) bool: [i, j] says that slot j comes after slot i in the same hole."""
+    order = torch.arange(len(hole_C), device=hole_C.device)
+    return (hole_C[:, None] == hole_C[None, :]) & (order[None, :] > order[:, None])
+
+
+def _without_conflicts(chosen: Tensor, is_end: Tensor, confidence: Tensor, after: Tensor) -> Tensor:
+    """Where a step would commit both an end and a token after it, the more confident one wins.
+
+    The most confident slot of the step always survives, so a step never commits nothing.
+    """
+    ends, tokens = chosen & is_end, chosen & ~is_end
+    best_token_after = torch.where(after & tokens, confidence, -1.0).amax(dim=1)
+    ends = ends & (confidence > best_token_after)
+    end_before = (after & ends[:, None]).any(dim=0)
+    return ends | (tokens & ~end_before)
+
+
+def commit(
+    choice: StepChoice, canvas_C: Tensor, hole_C: Tensor, *, mask_id: int, end_id: int
+) -> Tensor:
+    """The canvas after the step (C,): chosen tokens in place, and `<eom>` after every end."""
+    canvas = torch.where(choice.chosen, choice.tokens, canvas_C)
+    ended = (_after_in_hole(hole_C) & (canvas == end_id)[:, None]).any(dim=0)
+    return torch.where(ended & (canvas == mask_id), end_id, canvas)

@@ -1,0 +1,158 @@
+"""Text -> engine -> text: the `Completer` that runs in this process.
+
+Here, and nowhere else, an `InfillRequest` becomes token streams and a canvas, and filled slots
+become text again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence as Items
+from pathlib import Path
+
+import torch
+
+from model.api import (
+    Candidate,
+    CheckpointError,
+    Frame,
+    FrameListener,
+    InfillRequest,
+    InfillResult,
+)
+from model.checkpoint import load_checkpoint
+from model.denoiser import Denoiser
+from model.engine.engine import Engine
+from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
+from model.infill import CanvasLayout, prefix_stream, suffix_stream
+from model.tokenizer import CodeTokenizer
+
+FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
+"""Slots a hole starts with at most, by priority: typing wants the cheaper step, and the rare
+longer span goes on in a further canvas."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class EngineCompleter:
+    """A `model.api.Completer` around one engine."""
+
+    def __init__(self, model: Denoiser, tokenizer: CodeTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._engine = Engine(model, tokenizer)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path, *, device: str = "auto", dtype: str = "auto"
+    ) -> EngineCompleter:
+        """Load a checkpoint directory. Raises `CheckpointError`, also for an unusable device."""
+        chosen = _device(device)
+        model, tokenizer = load_checkpoint(path, device=chosen, dtype=_dtype(dtype, chosen))
+        if chosen.type == "cpu":
+            # More threads than cores that share a canvas's small products only wait on each other.
+            torch.set_num_threads(min(os.cpu_count() or 1, 8))
+        return cls(model, tokenizer)
+
+    async def complete(
+        self, request: InfillRequest, *, on_frame: FrameListener | None = None
+    ) -> InfillResult:
+        """See `model.api.Completer.complete`. `on_frame` is called on the engine's thread."""
+        started = time.monotonic()
+        fill = self._fill(request, started)
+        if on_frame is not None:
+            listener = on_frame
+            fill.on_step = lambda sequence: listener(self._frame(sequence))
+        future = self._engine.submit(fill)
+        outputs = await asyncio.wrap_future(future)  # cancelling the task cancels the fill
+        return InfillResult(
+            candidates=self._candidates(request, outputs),
+            forwards=fill.forwards,
+            tokens=sum(len(hole) for output in outputs for hole in output.holes)
+            - len(fill.typed) * len(outputs),
+            encoded_tokens=fill.encoded_tokens,
+            ms=1000 * (time.monotonic() - started),
+        )
+
+    async def close(self) -> None:
+        """Stop the engine's thread and free the model."""
+        await asyncio.to_thread(self._engine.close)
+
+    def _fill(self, request: InfillRequest, now: float) -> Fill:
+        """Tokens, layout and sampling parameters of a request. Raises `InvalidRequestError`."""
+        encode = self._tokenizer.encode
+        between = [encode(text) for text in request.between]
+        typed = tuple(encode(request.typed))
+        first = min(request.max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
+        return Fill(
+            prefix=prefix_stream(
+                self._tokenizer,
+                encode(request.prefix),
+                request.language,
+                starts_file=request.starts_file,
+            ),
+            suffix=suffix_stream(
+                self._tokenizer,
+                encode(request.suffix),
+                request.language,
+                ends_file=request.ends_file,
+            ),
+            layout=CanvasLayout.for_holes(first, between, len(typed)),
+            typed=typed,
+            params=tuple(
+                SamplingParams(
+                    steps=request.steps,
+                    threshold=request.threshold,
+                    temperature=request.temperature if index else 0.0,
+                    seed=request.seed + index,
+                )
+                for index in range(request.candidates)
+            ),
+            max_new_tokens=request.max_new_tokens,
+            urgent=request.priority == "manual",
+            replaces=(request.client, request.document) if request.document else None,
+            deadline=None if request.deadline_ms is None else now + request.deadline_ms / 1000,
+        )
+
+    def _candidates(
+        self, request: InfillRequest, outputs: Items[FilledHoles]
+    ) -> tuple[Candidate, ...]:
+        """One candidate a distinct text, greedy one first."""
+        distinct: dict[tuple[str, ...], Candidate] = {}
+        for output in outputs:
+            texts = [self._tokenizer.decode(hole) for hole in output.holes]
+            texts[0] = request.typed + texts[0][len(request.typed) :]
+            candidate = Candidate(
+                texts=tuple(texts), confidence=output.confidence, finished=output.finished
+            )
+            distinct.setdefault(candidate.texts, candidate)
+        return tuple(distinct.values())
+
+    def _frame(self, sequence: Sequence) -> Frame:
+        tok = self._tokenizer
+        slots = tuple(
+            None if i == tok.mask_id else "" if i == tok.end_id else tok.decode([i])
+            for i in sequence.canvas
+        )
+        return Frame(step=sequence.step, slots=slots)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(f"device {name!r}: this torch sees no CUDA device; use 'cpu'")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise CheckpointError(f"device {name!r} is not known; use auto, cpu or cuda") from error
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        # On a CPU the shipped model is bound by overhead, not by bytes: fp32 costs nothing.
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype {name!r} is not known; use auto, {' or '.join(DTYPES)}")
+    return DTYPES[name]
