@@ -296,7 +296,7 @@ def test_the_shipped_model_completes_a_real_file():
     line = source.read_text("utf-8").splitlines().index("from __future__ import annotations") + 1
     command = [sys.executable, "-m", "lsp_server", "complete", f"{source}:{line}:6"]
     done = subprocess.run(
-        [*command, "--until", f"{line}:16", "--json", "--film"],
+        [*command, "--until", f"{line}:16", "--steps", "4", "--json", "--film"],
         capture_output=True,
         encoding="utf-8",
         timeout=120,
