@@ -1,11 +1,11 @@
 // Types into VS Code in a headless Chromium, waits for ghost text, accepts it and saves.
 // Usage: node ghost_text.mjs JSON, where JSON holds
-//   url         code-server's address, with the file to open and where to place the cursor
+//   browser       the Chromium to run
+//   url           code-server's address, with the file to open and where to place the cursor
 //   line, column  that place, from 1
-//   browser     the Chromium to run
-//   typed       what to type there
-//   screenshot  where to put the picture of the ghost text
-//   timeoutMs   how long each step may take
+//   typed         what to type there
+//   screenshot    where to put the picture of the ghost text
+//   timeoutMs     how long each step may take
 // The last line on stdout is a JSON object: {"ghostText", "status", "shownAfterMs"}, where ghostText
 // has lost its line ends.
 import { createRequire } from "node:module";
@@ -34,7 +34,9 @@ try {
     await page.goto(task.url);
     console.log(JSON.stringify(await typeAndAccept(page)));
   } catch (error) {
-    await page.screenshot({ path: task.screenshot }); // shows what stood in the way
+    // Shows what stood in the way; the status tells why the server had nothing to offer.
+    await page.screenshot({ path: task.screenshot });
+    console.error("Status:", await labels(page.locator(STATUS)));
     throw error;
   }
 } finally {
@@ -60,5 +62,9 @@ async function typeAndAccept(page) {
   await page.keyboard.press("Tab");
   await page.keyboard.press("Control+s");
   await page.locator(".tab.active:not(.dirty)").waitFor();
-  return { ghostText, status: await status.getAttribute("aria-label"), shownAfterMs };
+  return { ghostText, status: await labels(status), shownAfterMs };
+}
+
+function labels(locator) {
+  return locator.evaluateAll((items) => items.map((item) => item.ariaLabel).join());
 }

@@ -29,11 +29,14 @@ SECONDS_TO_LEAVE = 15
 """How long the language server and its engine may outlive a killed editor."""
 
 SETTINGS = {
-    "mezzotint.server.command": [sys.executable, "-m", "lsp_server.cli", "lsp"],
-    # The default would let the test machine's speed decide whether there is a completion.
+    "mezzotint.server.command": [sys.executable, "-m", "lsp_server", "lsp"],
+    # Whether there is a completion must depend neither on the machine's speed nor on whether a
+    # small model happens to write one that parses.
     "mezzotint.deadlineMs.auto": 60_000,
+    "mezzotint.syntaxCheck": "warn",
     "editor.minimap.enabled": False,
-    "editor.wordBasedSuggestions": "off",  # Tab would accept one of those instead
+    # By default VS Code drops ghost text that takes longer than 750 ms, for its own list.
+    "editor.quickSuggestions": "off",
     "chat.disableAIFeatures": True,
     "extensions.autoCheckUpdates": False,
     "files.autoSave": "off",  # saved is then what was asked to be
