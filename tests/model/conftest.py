@@ -1,0 +1,78 @@
+"""A tokenizer and a denoiser small enough to build for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+from model.denoiser import Denoiser, DenoiserConfig
+from model.tokenizer import CodeTokenizer
+
+# These tests are too small to gain from threads, and share their machine.
+torch.set_num_threads(1)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A busy machine is no failure of the code.
+settings.register_profile("mezzotint", deadline=None, max_examples=60)
+settings.load_profile("mezzotint")
+
+CODE = '''\
+class Stack:
+    """Items, the last one first."""
+
+    def __init__(self, items=()):
+        self.items = list(items)
+
+    def push(self, item):
+        self.items.append(item)
+        return self
+
+    def pop(self):
+        if not self.items:
+            raise IndexError("pop from an empty stack")
+        return self.items.pop()
+
+
+def total(numbers):
+    result = 0
+    for number in numbers:
+        if number > 0:
+            result += number
+    return result
+'''
+
+
+@pytest.fixture(scope="session")
+def code() -> str:
+    """A short file of Python."""
+    return CODE
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> CodeTokenizer:
+    """A tokenizer trained on `code`."""
+    return CodeTokenizer.train([CODE] * 3, 400)
+
+
+@pytest.fixture(scope="session")
+def make_denoiser() -> Callable[..., Denoiser]:
+    """`make_denoiser(vocab_size, dtype=…, **sizes)`: a tiny denoiser none of whose weights is 0.
+
+    A fresh denoiser has silent residual branches, whose errors no test would hear.
+    """
+
+    def make(vocab_size: int, *, dtype: torch.dtype = torch.float64, **sizes: int) -> Denoiser:
+        defaults = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "ffn_size": 24}
+        config = DenoiserConfig(vocab_size=vocab_size, **{**defaults, **sizes})
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(7)
+            model = Denoiser(config)
+            for parameter in model.parameters():
+                parameter.add_(0.25 * torch.randn(parameter.shape))
+        return model.to(dtype).eval()
+
+    return make

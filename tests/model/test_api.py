@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from model.api import Candidate, CompletionError, InfillRequest, InvalidRequestError, connect
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("candidates", 17),
+        ("steps", 0),
+        ("threshold", 1.01),
+        ("temperature", -0.1),
+        ("deadline_ms", -1.0),
+        ("priority", "urgent"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"{name} is '?{value}'?; "):
+        InfillRequest(prefix="", **{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_unset_steps_and_deadline_are_valid() -> None:
+    request = InfillRequest(prefix="x", steps=None, deadline_ms=None)
+    assert request.steps is None
+    assert request.deadline_ms is None
+
+
+def test_every_refusal_is_a_completion_error() -> None:
+    with pytest.raises(CompletionError):
+        InfillRequest(prefix="", candidates=0)
+
+
+def test_the_text_of_a_candidate_is_its_first_hole() -> None:
+    assert Candidate(texts=("one", "two"), confidence=0.5).text == "one"
+
+
+def test_connect_refuses_an_address_that_is_no_socket() -> None:
+    with pytest.raises(InvalidRequestError, match="ftp://somewhere"):
+        connect("ftp://somewhere", "token")
+
+
+def test_importing_the_interface_imports_no_torch() -> None:
+    program = "import sys, model.api; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from model.training.optimizer import EMBEDDING_RATE, MasterOptimizer, rate_factor
+
+
+class TwoLayers(nn.Module):
+    """The smallest model with a matrix, an embedding and a norm; its forward is never run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.linear = nn.Linear(4, 8, bias=False)
+        self.norm = nn.RMSNorm(4)
+
+
+@pytest.fixture
+def model() -> TwoLayers:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TwoLayers().to(torch.bfloat16)
+
+
+def set_gradients(model: nn.Module, seed: int, scale: float = 0.01) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = scale * torch.randn(parameter.shape, generator=generator).bfloat16()
+
+
+def test_updates_too_small_for_bf16_add_up_in_the_masters(model: TwoLayers) -> None:
+    nn.init.ones_(model.norm.weight)
+    optimizer = MasterOptimizer(model, learning_rate=1e-3 / EMBEDDING_RATE, weight_decay=0.0)
+    seen = []
+    for _ in range(8):  # eight steps of 0.001; bf16 below 1 is spaced by 0.004
+        model.norm.weight.grad = torch.full((4,), 0.01, dtype=torch.bfloat16)
+        optimizer.step(1.0)
+        seen.append(model.norm.weight[0].item())
+    assert seen[0] == 1.0
+    assert seen[-1] < 0.995
+    assert optimizer.masters["norm.weight"][0].item() == pytest.approx(0.992, abs=1e-4)
+
+
+def test_the_model_always_holds_its_rounded_masters(model: TwoLayers) -> None:
+    optimizer = MasterOptimizer(model, learning_rate=0.01, weight_decay=0.1)
+    for step in range(3):
+        set_gradients(model, step)
+        optimizer.step(1.0)
+        for name, parameter in model.named_parameters():
+            assert parameter.equal(optimizer.masters[name].bfloat16())
+
+
+def test_a_step_reports_the_norm_it_found_and_clears_the_gradients(model: TwoLayers) -> None:
+    set_gradients(model, 0, scale=10.0)
+    gradients = torch.cat([p.grad.float().flatten() for p in model.parameters()])
+    norm = MasterOptimizer(model, learning_rate=0.01, weight_decay=0.0).step(1.0)
+    assert norm == pytest.approx(gradients.norm().item())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_matrices_move_orthogonally_and_the_rest_by_its_sign(model: TwoLayers) -> None:
+    optimizer = MasterOptimizer(model, learning_rate=0.01, weight_decay=0.0)
+    before = {name: master.clone() for name, master in optimizer.masters.items()}
+    set_gradients(model, 0)
+    signs = model.embedding.weight.grad.float().sign()
+    optimizer.step(1.0)
+    moved = {name: optimizer.masters[name] - before[name] for name in before}
+    # Muon: every direction of a matrix moves about as far.
+    singular = torch.linalg.svdvals(moved["linear.weight"])
+    assert singular.max() / singular.min() < 2
+    # AdamW: the first step is the rate, by the gradient's sign.
+    expected = -0.01 * EMBEDDING_RATE * signs
+    torch.testing.assert_close(moved["embedding.weight"], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_shrinks_matrices_only(model: TwoLayers) -> None:
+    optimizer = MasterOptimizer(model, learning_rate=0.1, weight_decay=0.5)
+    before = {name: master.clone() for name, master in optimizer.masters.items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(1.0)
+    torch.testing.assert_close(optimizer.masters["linear.weight"], 0.95 * before["linear.weight"])
+    for name in ("embedding.weight", "norm.weight"):
+        assert optimizer.masters[name].equal(before[name])
+
+
+def test_the_rate_factor_scales_a_step(model: TwoLayers) -> None:
+    moves = []
+    for factor in (1.0, 0.25, 0.0):
+        one = copy.deepcopy(model)
+        optimizer = MasterOptimizer(one, learning_rate=0.01, weight_decay=0.0)
+        before = optimizer.masters["linear.weight"].clone()
+        set_gradients(one, 0)
+        optimizer.step(factor)
+        moves.append((optimizer.masters["linear.weight"] - before).norm().item())
+    assert moves[1] == pytest.approx(moves[0] / 4, rel=1e-3)
+    assert moves[2] == 0.0
+
+
+def test_going_on_from_a_saved_state_equals_never_having_stopped(model: TwoLayers) -> None:
+    def steps(optimizer: MasterOptimizer, one: nn.Module, numbers: range) -> None:
+        for number in numbers:
+            set_gradients(one, number)
+            optimizer.step(1.0)
+
+    straight, stopped, resumed = (copy.deepcopy(model) for _ in range(3))
+    sizes = {"learning_rate": 0.01, "weight_decay": 0.1}
+    whole = MasterOptimizer(straight, **sizes)
+    steps(whole, straight, range(6))
+    first = MasterOptimizer(stopped, **sizes)
+    steps(first, stopped, range(3))
+    second = MasterOptimizer(resumed, **sizes)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert all(a.equal(b) for a, b in zip(stopped.parameters(), resumed.parameters(), strict=True))
+    steps(second, resumed, range(3, 6))
+    for name, master in whole.masters.items():
+        assert second.masters[name].equal(master)
+
+
+class TestRateFactor:
+    @given(progress=st.floats(0, 1))
+    def test_lies_between_zero_and_one(self, progress: float) -> None:
+        assert 0.0 <= rate_factor(progress) <= 1.0
+
+    def test_rises_from_above_zero_stays_at_one_and_falls_to_zero(self) -> None:
+        assert 0 < rate_factor(0.0) < 0.1
+        assert rate_factor(0.02) == rate_factor(0.5) == rate_factor(0.7) == 1.0
+        assert rate_factor(0.85) == pytest.approx(0.5)
+        assert rate_factor(1.0) == 0.0
+
+    def test_has_no_jumps(self) -> None:
+        factors = [rate_factor(i / 1000) for i in range(1001)]
+        assert max(abs(a - b) for a, b in itertools.pairwise(factors)) <= 0.051
