@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 EMBEDDING_RATE = 0.2
 """Rate of embeddings and norms as a share of the matrices'."""
 
