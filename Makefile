@@ -1,0 +1,43 @@
+# Two commands do everything: `make try` and `make test`. The rest is for people who change the code.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# A real file of this repository, and a cursor in the middle of one of its lines.
+TRY ?= lsp_server/context.py:1:1
+
+.PHONY: try test check gpu clean
+
+try: .venv/ready ## set up, then complete a real file and show how the completion was denoised
+	$(BIN)/mezzotint complete $(TRY) --film
+
+test: .venv/ready-dev ## set up, then run everything that needs no GPU and no editor
+	$(BIN)/python -m pytest -m "not gpu and not editor"
+
+check: .venv/ready-dev ## what a change must pass before it is committed; under two minutes
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not editor"
+
+# On a GPU machine with torch installed. Goes on training the shipped checkpoint; a packed corpus
+# lies in corpus/ (made by `mezzotint train FOLDERS...`, which keeps it in RUN/corpus).
+GPU_PYTHON ?= python3
+GPU_MINUTES ?= 20
+gpu: ## the gpu tests, then training from the shipped checkpoint
+	$(GPU_PYTHON) -m pytest -q -m gpu tests/model -p no:asyncio --override-ini asyncio_mode= -W default
+	$(GPU_PYTHON) -m model.training corpus --out runs/gpu --from model/weights \
+	  --minutes $(GPU_MINUTES) --windows 64 --device cuda --json
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/ready-dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ .venv/ready
+
+clean:
+	rm -rf .venv .e2e build dist .pytest_cache .ruff_cache
