@@ -201,6 +201,7 @@ class Denoiser(nn.Module):
     def denoise(
         self,
         ids_BN: Tensor,
+        before_BK: Tensor,
         left_BN: Tensor,
         right_BN: Tensor,
         prefix: list[KeyValue],
@@ -210,14 +211,21 @@ class Denoiser(nn.Module):
         prefix_mask: Tensor | None = None,
         suffix_mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, N, E) of canvases of `canvas_size` slots against encoded streams.
+        """Hidden states (B, N, E) of K canvases of `canvas_size` slots against encoded streams.
 
+        A slot is predicted from the place of the token before it, as in the streams (Dream, arXiv
+        2508.15487): what next-token prediction learns serves the canvas at once. So the network
+        reads `before_BK`, the last token of each canvas's prefix stream, and all slots but the
+        last, and its hidden state at slot i predicts slot i.
         `left_BN` is a slot's position in the prefix stream (its length, then counting on);
         `right_BN` its position in the suffix stream: that stream's length for *every* slot, since
         how far a slot is from the suffix is unknown until the span's length is. Masks are additive
         (B, 1, N, L); None means every context token is visible.
         """
-        x = self._embed(ids_BN, Role.CANVAS)
+        slots_BKC = ids_BN.unflatten(1, (-1, canvas_size))
+        shifted = torch.cat((before_BK[..., None], slots_BKC[..., :-1]), dim=-1)
+        x = self._embed(shifted.flatten(1), Role.CANVAS)
+        left_BN = left_BN - 1
         left = tuple(t[left_BN].unsqueeze(1).to(x.dtype) for t in (self.cos, self.sin))
         right = tuple(t[right_BN].unsqueeze(1).to(x.dtype) for t in (self.cos, self.sin))
         for layer, block in enumerate(self.blocks):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -73,6 +74,13 @@ class CodeTokenizer:
         self.file_start_id = self._special[FILE_START]
         self.file_end_id = self._special[FILE_END]
         self.special_ids = frozenset(self._special.values())
+
+    @cached_property
+    def line_break_ids(self) -> frozenset[int]:
+        """Ids of the tokens that begin with a line end."""
+        # In the byte-level alphabet, \n and \r are written U+010A and U+010D.
+        vocabulary = self._tokenizer.get_vocab()
+        return frozenset(i for token, i in vocabulary.items() if token[0] in "\u010a\u010d")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> CodeTokenizer:

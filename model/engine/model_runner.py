@@ -105,6 +105,7 @@ class ModelRunner:
         suffix_lengths = torch.tensor([[len(s.suffix)] for s in batch], device=self.device)
         hidden = self.model.denoise(
             ids,
+            torch.tensor([s.prefix[-1:] for s in batch], device=self.device),
             prefix_lengths + slots,
             suffix_lengths.expand(-1, canvas_size),
             prefix,

@@ -10,9 +10,10 @@ encodings would.
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from model.infill import CanvasLayout, prefix_stream, suffix_stream
 from model.tokenizer import CodeTokenizer
 from model.training.corpus import Document, read_shard
 
+CHARS_PER_TOKEN = 3.3
+"""Of our corpus: how much text fills a stream."""
 NO_TARGET = -100
 """Target of a stream position that carries no loss (`cross_entropy`'s default `ignore_index`)."""
 
@@ -35,9 +38,9 @@ class BatchShape:
     """B, windows of files."""
     stream_tokens: int = 384
     """L, tokens of each of a window's two streams."""
-    canvases: int = 10
+    canvases: int = 32
     """K, holes a window serves."""
-    canvas_sizes: tuple[int, ...] = (16, 32, 32, 64)
+    canvas_sizes: tuple[int, ...] = (16, 16, 32, 64)
     """Drawn from for each batch."""
 
     def __post_init__(self) -> None:
@@ -174,30 +177,24 @@ class WindowSampler:
     def _window(self, canvas_size: int, rng: random.Random) -> tuple[np.ndarray, ...]:
         shape, tok = self.shape, self.tokenizer
         document = self.documents[int(np.searchsorted(self._cumulative, rng.random()))]
-        text, starts_file, ends_file = _cut_window(document.text, 4 * shape.stream_tokens, rng)
-        holes = sample_holes(text, shape.canvases, rng)
-        edges = [0, *(edge for hole in holes for edge in (hole.start, hole.end)), len(text)]
-        pieces = tok.encode_batch([text[a:b] for a, b in pairwise(edges)])
-        ids = [i for piece in pieces for i in piece]
+        num_chars = int(CHARS_PER_TOKEN * shape.stream_tokens)
+        text, starts_file, ends_file = _cut_window(document.text, num_chars, rng)
+        ids, cut = self._tokenise(text, sample_holes(text, shape.canvases // 3, rng))
         limit = shape.stream_tokens - 2  # language and file edge
         if len(ids) > limit:
             ids, ends_file = ids[:limit], False
+            cut = [span for span in cut if span.stop <= limit]
         forward = prefix_stream(tok, ids, document.language, starts_file=starts_file)
         backward = suffix_stream(tok, ids, document.language, ends_file=ends_file)
-        borders = np.cumsum([0, *map(len, pieces)])
 
         prefix_seen = np.ones(shape.canvases, dtype=np.int64)
         suffix_seen = np.ones(shape.canvases, dtype=np.int64)
         targets = np.zeros((shape.canvases, canvas_size), dtype=np.int64)
         weights = np.zeros((shape.canvases, canvas_size), dtype=np.float32)
-        place, hole = 0, 0
-        while hole < len(holes) and borders[2 * hole + 2] <= len(ids):
-            span = self._holes_of_one_canvas(pieces, borders, hole, canvas_size, len(ids), rng)
-            start, end = borders[2 * hole + 1], borders[2 * (hole + span)]
-            prefix_seen[place] = len(forward) - len(ids) + start
-            suffix_seen[place] = len(backward) - end
-            targets[place], weights[place] = self._canvas(pieces, hole, span, canvas_size)
-            place, hole = place + 1, hole + span
+        for place, spans in enumerate(self._canvases(ids, cut, canvas_size, rng)):
+            prefix_seen[place] = len(forward) - len(ids) + spans[0].start
+            suffix_seen[place] = len(backward) - spans[-1].stop
+            targets[place], weights[place] = self._target(ids, spans, canvas_size)
         prefix_ids, prefix_targets = _stream_arrays(forward, shape.stream_tokens)
         suffix_ids, suffix_targets = _stream_arrays(backward, shape.stream_tokens)
         return (
@@ -211,31 +208,67 @@ class WindowSampler:
             weights,
         )
 
-    def _holes_of_one_canvas(
-        self,
-        pieces: Sequence[Sequence[int]],
-        borders: np.ndarray,
-        hole: int,
-        canvas_size: int,
-        num_ids: int,
-        rng: random.Random,
-    ) -> int:
-        """2 where this hole and the next share a canvas, else 1."""
-        if rng.random() >= self.two_hole_share or 2 * hole + 4 >= len(borders):
-            return 1
-        between = len(pieces[2 * hole + 2])
-        fits = between <= canvas_size // 2 and borders[2 * hole + 4] <= num_ids
-        return 2 if fits else 1
+    def _tokenise(self, text: str, holes: Sequence[Hole]) -> tuple[list[int], list[range]]:
+        """The window's tokens, with token borders at the holes' edges, and the holes in tokens."""
+        edges = [0, *(edge for hole in holes for edge in (hole.start, hole.end)), len(text)]
+        pieces = self.tokenizer.encode_batch([text[a:b] for a, b in pairwise(edges)])
+        borders = [0, *accumulate(map(len, pieces))]
+        spans = [range(borders[2 * k + 1], borders[2 * k + 2]) for k in range(len(holes))]
+        return [i for piece in pieces for i in piece], spans
 
-    def _canvas(
-        self, pieces: Sequence[Sequence[int]], hole: int, span: int, canvas_size: int
+    def _canvases(
+        self, ids: Sequence[int], cut: Sequence[range], canvas_size: int, rng: random.Random
+    ) -> list[list[range]]:
+        """The hole (or two) of each canvas: those cut at characters, then some at token borders.
+
+        The latter may overlap: every canvas sees only its own surroundings.
+        """
+        canvases: list[list[range]] = []
+        for span in cut:
+            joins = canvases and len(canvases[-1]) == 1 and rng.random() < self.two_hole_share
+            if joins and span.start - canvases[-1][0].stop <= canvas_size // 2:
+                canvases[-1].append(span)
+            else:
+                canvases.append([span])
+        breaks = [i for i, token in enumerate(ids) if token in self.tokenizer.line_break_ids]
+        while len(canvases) < self.shape.canvases and ids:
+            span = _span_between_tokens(len(ids), breaks, rng)
+            # Longer holes than canvases have to be learned too, but seldom occur.
+            if len(span) < canvas_size or rng.random() < 0.1:
+                canvases.append([span])
+        return canvases
+
+    def _target(
+        self, ids: Sequence[int], spans: Sequence[range], canvas_size: int
     ) -> tuple[list[int], list[float]]:
-        between = tuple(tuple(pieces[2 * (hole + k) + 2]) for k in range(span - 1))
+        between = tuple(tuple(ids[a.stop : b.start]) for a, b in pairwise(spans))
         free = canvas_size - sum(map(len, between))
-        slots = (*(free // span for _ in range(span - 1)), free - free // span * (span - 1))
-        layout = CanvasLayout(slots, between)
-        contents = [pieces[2 * (hole + k) + 1] for k in range(span)]
-        return layout.target(contents, self.tokenizer.end_id)
+        share = free // len(spans)
+        slots = (*(share for _ in between), free - share * len(between))
+        contents = [ids[span.start : span.stop] for span in spans]
+        return CanvasLayout(slots, between).target(contents, self.tokenizer.end_id)
+
+
+def _span_between_tokens(num_ids: int, breaks: Sequence[int], rng: random.Random) -> range:
+    """A hole whose edges are token borders: part of a line, its rest, all of it, or several.
+
+    `breaks` are the indices of the tokens that begin a new line.
+    """
+
+    def line_end(index: int, lines: int = 1) -> int:
+        place = bisect_left(breaks, index) + lines - 1
+        return breaks[place] if place < len(breaks) else num_ids
+
+    start = rng.randint(0, num_ids)
+    kind = rng.random()
+    if kind < 0.4:
+        return range(start, line_end(start))
+    if kind < 0.7:
+        return range(start, min(start + rng.randint(0, 6), line_end(start)))
+    if kind < 0.85:
+        start = min(line_end(start) + 1, num_ids)
+        return range(start, line_end(start))
+    return range(start, line_end(start, rng.randint(2, 4)))
 
 
 def _cut_window(text: str, num_chars: int, rng: random.Random) -> tuple[str, bool, bool]:

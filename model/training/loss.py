@@ -72,6 +72,7 @@ def joint_loss(
     slots = torch.arange(canvas_size, device=noisy.device)
     hidden = model.denoise(
         noisy.flatten(1),
+        batch.prefix_ids.gather(1, batch.prefix_seen - 1),
         (batch.prefix_seen[..., None] + slots).flatten(1),
         batch.suffix_seen.repeat_interleave(canvas_size, dim=1),
         prefix,

@@ -34,6 +34,7 @@ def denoise(model: Denoiser, prefix: list[int], canvas: list[int], suffix: list[
     slots = torch.arange(len(canvas))[None]
     return model.denoise(
         torch.tensor([canvas]),
+        torch.tensor([prefix[-1:]]),
         len(prefix) + slots,
         torch.full_like(slots, len(suffix)),
         encode(model, prefix, Role.PREFIX),
@@ -100,6 +101,7 @@ def test_denoising_changes_no_cache(
     slots = torch.arange(len(canvas))[None]
     model.denoise(
         torch.tensor([canvas]),
+        torch.tensor([prefix[-1:]]),
         len(prefix) + slots,
         torch.full_like(slots, len(suffix)),
         *caches,
@@ -140,6 +142,7 @@ def test_canvases_that_share_a_window_equal_each_canvas_alone(
 
     together = model.denoise(
         torch.tensor([[i for canvas in canvases for i in canvas]]),
+        torch.tensor([[forward[p - 1] for p, _ in seen]]),
         torch.tensor([[p + i for p, _ in seen for i in range(size)]]),
         torch.tensor([[s for _, s in seen for _ in range(size)]]),
         encode(model, forward, Role.PREFIX),

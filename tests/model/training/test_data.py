@@ -101,7 +101,7 @@ class TestBatch:
         self, tokenizer: CodeTokenizer
     ) -> None:
         pairs = 0
-        for step in range(8):
+        for step in range(40):
             for _, canvas, _, weights, _ in canvases(
                 sampler(tokenizer, two_hole_share=1.0).batch(step)
             ):

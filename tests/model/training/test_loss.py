@@ -231,6 +231,7 @@ class TestTrainingSeesWhatInferenceSees:
             num_prefix, num_suffix = batch.prefix_seen[b, k], batch.suffix_seen[b, k]
             alone = model.denoise(
                 canvases[b, k][None],
+                batch.prefix_ids[b, num_prefix - 1].view(1, 1),
                 num_prefix + slots,
                 num_suffix.expand(1, 8),
                 model.encode(batch.prefix_ids[b : b + 1, :num_prefix], Role.PREFIX)[1],
