@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -326,7 +327,13 @@ else:
 def runtime_directory() -> Path:
     """Where the engines' descriptors, sockets and logs lie (MEZZOTINT_RUNTIME_DIR overrides)."""
     override = os.environ.get("MEZZOTINT_RUNTIME_DIR", "")
-    return Path(override).absolute() if override else platformdirs.user_runtime_path("mezzotint")
+    if override:
+        return Path(override).absolute()
+    with warnings.catch_warnings():
+        # Outside a login session there is no XDG_RUNTIME_DIR; platformdirs' fallback serves, since
+        # `_make_private` refuses a directory of somebody else's.
+        warnings.simplefilter("ignore", platformdirs.api.RuntimeDirWarning)
+        return platformdirs.user_runtime_path("mezzotint")
 
 
 def _make_private(directory: Path) -> None:
