@@ -175,14 +175,9 @@ class TestBatch:
             ]
             assert read[0] == read[1][::-1]
 
-    def test_places_without_a_hole_weigh_nothing_and_see_one_token(
-        self, tokenizer: CodeTokenizer
-    ) -> None:
+    def test_every_canvas_has_something_to_learn(self, tokenizer: CodeTokenizer) -> None:
         batch = sampler(tokenizer, canvases=60).batch(0)
-        empty = batch.canvas_weights.sum(-1) == 0
-        assert empty.any()
-        assert set(batch.prefix_seen[empty].tolist()) == {1}
-        assert set(batch.suffix_seen[empty].tolist()) == {1}
+        assert (batch.canvas_weights.sum(-1) > 0).all()
 
     def test_has_the_shapes_it_promises(self, tokenizer: CodeTokenizer) -> None:
         batch = sampler(tokenizer, canvas_sizes=(16,)).batch(0)
