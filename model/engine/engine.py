@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 import torch
@@ -64,7 +65,8 @@ class Engine:
         return future
 
     def close(self) -> None:
-        """Stop at the next step; unfinished fills fail with `EngineUnavailableError`. Idempotent."""
+        """Stop at the next step and fail what is unfinished with `EngineUnavailableError`.
+        Idempotent."""
         with self._work:
             self._closed = True
             self._work.notify()
@@ -74,15 +76,20 @@ class Engine:
     # ---- the engine's thread -------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
+        try:
+            while self._wait_for_work():
+                self.step()
+        finally:  # also when a bug ends the thread: nobody may wait for it for ever
             with self._work:
-                self._work.wait_for(lambda: self._closed or self._scheduler.fills)
-                if self._closed:
-                    break
-            self.step()
+                self._closed = True
+                for fill in self._scheduler.fills + self._replaced:
+                    self._end(fill, EngineUnavailableError("the engine was closed"))
+                self._replaced.clear()
+
+    def _wait_for_work(self) -> bool:
         with self._work:
-            for fill in self._scheduler.fills + self._replaced:
-                self._end(fill, EngineUnavailableError("the engine was closed"))
+            self._work.wait_for(lambda: self._closed or self._scheduler.fills)
+            return not self._closed
 
     def step(self) -> None:
         """One denoising step: of every scheduled sequence, one more decision on its canvas."""
@@ -91,42 +98,53 @@ class Engine:
             batch = self._scheduler.schedule()
         if not batch:
             return
+        fills = {id(s.fill): s.fill for s in batch}.values()
         try:
             self.runner.open_contexts(batch)
             logits = self.runner.denoise(batch)
         except Exception as error:  # a broken forward ends its fills, never the engine
-            logger.exception("a denoising step failed")
-            with self._work:
-                for fill in {id(s.fill): s.fill for s in batch}.values():
-                    self._end(fill, CompletionError(f"the denoising step failed: {error}"))
+            self._fail(fills, error)
             return
-        for fill in {id(s.fill): s.fill for s in batch}.values():
+        for fill in fills:
             fill.forwards += 1
         for row, sequence in enumerate(batch):
-            self._advance(sequence, logits[row])
+            try:
+                self._advance(sequence, logits[row])
+            except Exception as error:  # its logits or its listener: the other fills go on
+                self._fail([sequence.fill], error)
         with self._work:
-            for fill in {id(s.fill): s.fill for s in batch if s.fill.is_done}.values():
-                self._end(fill, [s.output for s in fill.sequences if s.output is not None])
+            for fill in fills:
+                if fill.is_done:
+                    self._end(fill, [s.output for s in fill.sequences if s.output is not None])
 
     def _advance(self, sequence: Sequence, logits_CV: Tensor) -> None:
         """Commit this step's slots of one sequence; close its canvas when none is masked."""
+        self._decide(sequence, logits_CV)
+        if sequence.step + 1 == sequence.params.steps:
+            # An end that lost to a token behind it is still open, and this was the last forward.
+            while self.mask_id in sequence.canvas:
+                self._decide(sequence, logits_CV)
+        sequence.step += 1
+        fill = sequence.fill
+        if fill.on_step is not None and sequence is fill.sequences[0]:
+            fill.on_step(sequence)
+        if self.mask_id not in sequence.canvas:
+            self._close_canvas(sequence)
+
+    def _decide(self, sequence: Sequence, logits_CV: Tensor) -> None:
+        """Put what the sampler is sure of into the canvas: at least one slot."""
         hole_C = torch.tensor(_hole_of_slot(sequence.layout), device=logits_CV.device)
         canvas_C = torch.tensor(sequence.canvas, device=logits_CV.device)
-        try:
-            choice = choose(
-                logits_CV,
-                canvas_C,
-                hole_C,
-                sequence.params,
-                sequence.step,
-                mask_id=self.mask_id,
-                end_id=self.end_id,
-                forbidden=self._forbidden,
-            )
-        except FloatingPointError as error:
-            with self._work:
-                self._end(sequence.fill, CompletionError(str(error)))
-            return
+        choice = choose(
+            logits_CV,
+            canvas_C,
+            hole_C,
+            sequence.params,
+            sequence.step,
+            mask_id=self.mask_id,
+            end_id=self.end_id,
+            forbidden=self._forbidden,
+        )
         new_canvas = commit(choice, canvas_C, hole_C, mask_id=self.mask_id, end_id=self.end_id)
         chosen, confidence = choice.chosen.tolist(), choice.confidence.tolist()
         sequence.canvas = new_canvas.tolist()
@@ -134,12 +152,6 @@ class Engine:
             new if is_chosen else old
             for new, is_chosen, old in zip(confidence, chosen, sequence.confidences, strict=True)
         ]
-        sequence.step += 1
-        fill = sequence.fill
-        if fill.on_step is not None and sequence is fill.sequences[0]:
-            fill.on_step(sequence)
-        if self.mask_id not in sequence.canvas:
-            self._close_canvas(sequence)
 
     def _close_canvas(self, sequence: Sequence) -> None:
         """A canvas without masks: done, or, for a lone hole without an end, on to a further one."""
@@ -152,7 +164,11 @@ class Engine:
             return
         self.runner.close_context(sequence)
         sequence.committed += sequence.canvas
-        sequence.committed_confidences += sequence.confidences
+        sequence.committed_confidences += [
+            confidence
+            for confidence, given in zip(sequence.confidences, sequence.clamped, strict=True)
+            if not given
+        ]
         sequence.prefix = fitted(sequence.prefix + sequence.canvas, self.runner.max_context)
         left = fill.max_new_tokens - num_tokens
         sequence.layout = CanvasLayout.for_holes(min(left, len(sequence.canvas)))
@@ -221,13 +237,19 @@ class Engine:
         for fill in self._scheduler.overdue(time.monotonic()):  # anytime: answer as it stands
             self._end(fill, [s.output or self._output(s) for s in fill.sequences])
 
+    def _fail(self, fills: Iterable[Fill], error: Exception) -> None:
+        logger.error("a denoising step failed", exc_info=error)
+        with self._work:
+            for fill in fills:
+                self._end(fill, CompletionError(f"the denoising step failed: {error}"))
+
     def _end(self, fill: Fill, outcome: list[FilledHoles] | CompletionError | None) -> None:
         """Take a fill out and settle its future (None: it was cancelled)."""
         self._scheduler.remove(fill)
         for sequence in fill.sequences:
             self.runner.close_context(sequence)
         future = self._futures.pop(id(fill), None)
-        if future is None or outcome is None or not future.set_running_or_notify_cancel():
+        if future is None or not future.set_running_or_notify_cancel() or outcome is None:
             return
         if isinstance(outcome, CompletionError):
             future.set_exception(outcome)

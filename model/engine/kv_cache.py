@@ -83,14 +83,16 @@ class ContextCache:
             assert slot.tokens or not slot.users, f"slot {index} is in use but empty"
 
     def _longest_match(self, role: int, tokens: Sequence[int]) -> tuple[int | None, int]:
-        best, length = None, 0
+        """The slot that holds most of the stream, if possible one that needs no copy; how much."""
+        best, best_rank = None, (0, False)
         for index, slot in enumerate(self._slots):
             if slot.role != role:
                 continue
             shared = shared_length(slot.tokens, tokens)
-            if shared > length:
-                best, length = index, shared
-        return best, length
+            rank = (shared, self._usable_in_place(index, shared, len(tokens)))
+            if shared and rank > best_rank:
+                best, best_rank = index, rank
+        return best, best_rank[0]
 
     def _evictable(self, source: int | None) -> int:
         """The least recently used free slot; the source of a copy only if there is no other."""

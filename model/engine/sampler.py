@@ -99,9 +99,7 @@ def choose(
     if not torch.isfinite(probabilities[masked]).all():
         raise FloatingPointError("the denoiser produced non-finite logits")
     if params.temperature > 0:
-        generator = torch.Generator(logits.device).manual_seed(params.seed * 1_000_003 + step)
-        tempered = (logits / params.temperature).softmax(dim=-1)
-        tokens = torch.multinomial(tempered, 1, generator=generator)[:, 0]
+        tokens = _drawn(logits, params, step)
         confidence = probabilities.gather(1, tokens[:, None])[:, 0]
     else:
         confidence, tokens = probabilities.max(dim=-1)
@@ -110,6 +108,16 @@ def choose(
     return StepChoice(
         _without_conflicts(chosen, tokens == end_id, confidence, after), tokens, confidence
     )
+
+
+def _drawn(logits_CV: Tensor, params: SamplingParams, step: int) -> Tensor:
+    """A token for every slot (C,) at the temperature, the same ones for the same seed and step."""
+    seed = (params.seed * 1_000_003 + step) % 2**63
+    generator = torch.Generator(logits_CV.device).manual_seed(seed)
+    # From the top down: a tiny temperature would divide positive logits up to infinity.
+    below_top = logits_CV - logits_CV.amax(dim=-1, keepdim=True)
+    tempered = (below_top / params.temperature).softmax(dim=-1)
+    return torch.multinomial(tempered, 1, generator=generator)[:, 0]
 
 
 def _after_in_hole(hole_C: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class EngineCompleter:
         )
 
     async def close(self) -> None:
-        """Stop the engine's thread and free the model."""
+        """Stop the engine's thread; the model goes with the last reference to the completer."""
         await asyncio.to_thread(self._engine.close)
 
     def _fill(self, request: InfillRequest, now: float) -> Fill:
@@ -122,7 +122,10 @@ class EngineCompleter:
         distinct: dict[tuple[str, ...], Candidate] = {}
         for output in outputs:
             texts = [self._tokenizer.decode(hole) for hole in output.holes]
-            texts[0] = request.typed + texts[0][len(request.typed) :]
+            texts[0] = texts[0][len(request.typed) :]
+            # The bytes are tokens as well, so a model can write a carriage return.
+            texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+            texts[0] = request.typed + texts[0]
             candidate = Candidate(
                 texts=tuple(texts), confidence=output.confidence, finished=output.finished
             )
@@ -141,12 +144,19 @@ class EngineCompleter:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise CheckpointError(f"device {name!r}: this torch sees no CUDA device; use 'cpu'")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise CheckpointError(f"device {name!r} is not known; use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise CheckpointError(f"device {name!r} is not supported; use auto, cpu or cuda")
+    num_cuda = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_cuda:
+        raise CheckpointError(
+            f"device {name!r}: this torch sees {num_cuda} CUDA devices; "
+            + ("use a lower number" if num_cuda else "use 'cpu'")
+        )
+    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,48 @@
+"""A denoiser that is random but not indifferent, and engines around it that are closed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from model.denoiser import Denoiser
+from model.engine.engine import Engine
+from model.engine.model_runner import ModelRunner
+from model.tokenizer import CodeTokenizer
+
+MAX_CONTEXT = 64
+"""Short, so that a test's streams outgrow it."""
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: CodeTokenizer, make_denoiser: Callable[..., Denoiser]) -> Denoiser:
+    """A random denoiser that sometimes ends a span: its `<eom>` is loud, for better or worse."""
+    model = make_denoiser(
+        tokenizer.vocab_size,
+        dtype=torch.float32,
+        hidden_size=32,
+        ffn_size=48,
+        max_context=MAX_CONTEXT,
+    )
+    with torch.no_grad():
+        model.embedding.weight[tokenizer.end_id] *= 3
+    return model
+
+
+@pytest.fixture
+def make_engine(model: Denoiser, tokenizer: CodeTokenizer) -> Iterator[Callable[..., Engine]]:
+    """`make_engine(num_slots=…)`: an engine, optionally with room for few contexts only."""
+    engines: list[Engine] = []
+
+    def make(num_slots: int | None = None) -> Engine:
+        engine = Engine(model, tokenizer)
+        engines.append(engine)
+        if num_slots is not None:
+            engine.runner = ModelRunner(model, max_batch=1, spare_slots=num_slots - 2)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()

@@ -1,0 +1,727 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+
+import pytest
+import torch
+
+from model.api import (
+    CompletionError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    SupersededError,
+)
+from model.engine.engine import Engine
+from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
+from model.infill import CanvasLayout, prefix_stream, suffix_stream
+from model.tokenizer import CodeTokenizer
+
+TIMEOUT_S = 120
+MakeEngine = Callable[..., Engine]
+MakeFill = Callable[..., Fill]
+
+
+@pytest.fixture
+def make_fill(tokenizer: CodeTokenizer, code: str) -> MakeFill:
+    """`make_fill(prefix=…, suffix=…, …)`: a fill of texts, by default in 4 fixed steps."""
+
+    def make(
+        prefix: str = code[:150],
+        suffix: str = code[200:300],
+        *,
+        between: tuple[str, ...] = (),
+        typed: str = "",
+        slots: int = 16,
+        params: tuple[SamplingParams, ...] = (SamplingParams(steps=4),),
+        max_new_tokens: int = 64,
+        **options: object,
+    ) -> Fill:
+        typed_ids = tuple(tokenizer.encode(typed))
+        return Fill(
+            prefix=prefix_stream(tokenizer, tokenizer.encode(prefix), "python", starts_file=True),
+            suffix=suffix_stream(tokenizer, tokenizer.encode(suffix), "python", ends_file=True),
+            layout=CanvasLayout.for_holes(
+                slots, [tokenizer.encode(t) for t in between], len(typed_ids)
+            ),
+            typed=typed_ids,
+            params=params,
+            max_new_tokens=max_new_tokens,
+            **options,  # type: ignore[arg-type]
+        )
+
+    return make
+
+
+class Gate:
+    """An `on_step` that holds the engine's thread at its fill's first step until opened."""
+
+    def __init__(self) -> None:
+        self._reached, self._open = threading.Event(), threading.Event()
+
+    def __call__(self, sequence: Sequence) -> None:
+        self._reached.set()
+        assert self._open.wait(TIMEOUT_S)
+
+    def wait(self) -> None:
+        assert self._reached.wait(TIMEOUT_S)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def answer(future: Future[list[FilledHoles]]) -> list[FilledHoles]:
+    return future.result(TIMEOUT_S)
+
+
+def assert_nothing_left(engine: Engine) -> None:
+    """No fill, no future, no pinned cache slot (asked for while the engine's thread is idle)."""
+    assert engine._scheduler.fills == []
+    assert engine._futures == {}
+    assert engine._replaced == []
+    assert engine.runner._open == []
+    assert all(slot.users == 0 for slot in engine.runner.cache._slots)
+    engine.runner.cache.check_integrity()
+
+
+def dictate(engine: Engine, *holes: list[int]) -> None:
+    """Have the denoiser want exactly these tokens in the holes, and `<eom>` behind them."""
+    vocab_size = engine.runner.model.config.vocab_size
+
+    def denoise(batch: list[Sequence]) -> torch.Tensor:
+        logits = torch.zeros(len(batch), len(batch[0].canvas), vocab_size)
+        for row, sequence in enumerate(batch):
+            for index, hole in enumerate(sequence.layout.holes()):
+                wanted = holes[index][len(sequence.committed) if index == 0 else 0 :]
+                for slot, offset in zip(hole, range(len(hole)), strict=True):
+                    token = wanted[offset] if offset < len(wanted) else engine.end_id
+                    logits[row, slot, token] = 20.0 - 0.1 * slot
+        return logits
+
+    engine.runner.denoise = denoise  # type: ignore[method-assign]
+
+
+class TestACachedFillEqualsTheUncachedOne:
+    """The invariant the cache stands on, under everything an editor can do to a context."""
+
+    NUM_EDITS = 70
+
+    @pytest.mark.parametrize("num_slots", [3, 18], ids=["few slots", "many slots"])
+    def test_after_random_edits(
+        self, make_engine: MakeEngine, make_fill: MakeFill, code: str, num_slots: int
+    ) -> None:
+        draw = random.Random(num_slots)
+        engine = make_engine(num_slots)
+        documents = [[code[:90], code[90:200]], [code[300:], code[:40]], ["", ""]]
+        document = documents[0]
+        cached = uncached = 0
+        for edit in range(self.NUM_EDITS):
+            document = self._edit(draw, documents, document, code)
+            params = (
+                SamplingParams(steps=3),
+                SamplingParams(threshold=0.15, temperature=0.8, seed=edit),
+            )[: draw.choice([1, 2])]
+            if draw.random() < 0.25:
+                self._abort(engine, make_fill(*document, params=params))
+            found, fresh = (
+                make_fill(*document, params=params, max_new_tokens=20) for _ in range(2)
+            )
+            actual = answer(engine.submit(found))
+            expected = self._by_a_fresh_engine(make_engine, fresh)
+            assert [f.holes for f in actual] == [f.holes for f in expected], f"edit {edit}"
+            for one, other in zip(actual, expected, strict=True):
+                assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
+            cached += found.encoded_tokens
+            uncached += fresh.encoded_tokens
+        assert cached < uncached / (2 if num_slots > 3 else 1)  # the cache did take part
+        engine.close()
+        assert_nothing_left(engine)
+
+    def _edit(
+        self, draw: random.Random, documents: list[list[str]], document: list[str], code: str
+    ) -> list[str]:
+        """Change a document's (prefix, suffix) in place, or switch to another one."""
+        prefix, suffix = document
+        somewhere = draw.randrange(len(code) - 30)
+        text = code[somewhere : somewhere + 30]
+        match draw.choice(
+            ["type", "type", "type", "backspace", "paste", "above", "below", "move", "switch"]
+        ):
+            case "type":
+                document[0] = prefix + text[: draw.randint(1, 3)]
+            case "backspace":
+                document[0] = prefix[: -draw.randint(1, 6)]
+            case "paste":
+                document[0] = prefix + text
+            case "above":
+                at = draw.randint(0, len(prefix))
+                document[0] = prefix[:at] + text[:5] + prefix[at + 2 :]
+            case "below":
+                at = draw.randint(0, len(suffix))
+                document[1] = suffix[:at] + text[:5] + suffix[at + 2 :]
+            case "move":
+                whole, at = prefix + suffix, draw.randint(0, len(prefix + suffix))
+                document[:] = [whole[:at], whole[at:]]
+            case _:
+                return draw.choice(documents)
+        return document
+
+    def _by_a_fresh_engine(self, make_engine: MakeEngine, fill: Fill) -> list[FilledHoles]:
+        engine = make_engine()
+        outputs = answer(engine.submit(fill))
+        engine.close()
+        return outputs
+
+    def _abort(self, engine: Engine, fill: Fill) -> None:
+        fill.on_step = gate = Gate()
+        future = engine.submit(fill)
+        gate.wait()
+        assert future.cancel()
+        gate.open()
+
+
+class TestContextCache:
+    def test_the_same_request_again_encodes_nothing(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        first, again = make_fill(max_new_tokens=16), make_fill(max_new_tokens=16)
+        assert answer(engine.submit(first)) == answer(engine.submit(again))
+        assert first.encoded_tokens == len(first.prefix) + len(first.suffix)
+        assert again.encoded_tokens == 0
+
+    def test_a_typed_token_is_the_only_one_encoded(
+        self, make_engine: MakeEngine, make_fill: MakeFill, tokenizer: CodeTokenizer
+    ) -> None:
+        engine = make_engine()
+        before, after = make_fill("x = 1\n"), make_fill("x = 1\n")
+        after.prefix.append(tokenizer.encode("y")[0])
+        answer(engine.submit(before))
+        answer(engine.submit(after))
+        assert after.encoded_tokens == 1
+
+    def test_the_canvases_of_a_long_hole_are_encoded_once(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        words = list(range(100, 140))
+        dictate(engine, words)
+        fill = make_fill("x", "y")
+        answer(engine.submit(fill))
+        assert fill.encoded_tokens == len(fill.prefix) + len(fill.suffix) + 32
+
+
+class TestBatches:
+    def test_give_the_tokens_each_fill_gets_alone(
+        self, make_engine: MakeEngine, make_fill: MakeFill, code: str
+    ) -> None:
+        params = (SamplingParams(steps=5), SamplingParams(steps=5, temperature=0.7, seed=3))
+        contexts = [(code[:n], code[2 * n : 2 * n + m]) for n, m in ((0, 0), (30, 90), (90, 5))]
+        alone = [answer(make_engine().submit(make_fill(*c, params=params))) for c in contexts]
+        engine = make_engine()
+        sizes: list[int] = []
+        denoise = engine.runner.denoise
+
+        def watched(batch: list[Sequence]) -> torch.Tensor:
+            sizes.append(len(batch))
+            return denoise(batch)
+
+        engine.runner.denoise = watched  # type: ignore[method-assign,assignment]
+        gate = Gate()
+        held = engine.submit(make_fill(on_step=gate))
+        gate.wait()
+        futures = [engine.submit(make_fill(*c, params=params)) for c in contexts]
+        gate.open()
+        assert [[f.holes for f in answer(future)] for future in futures] == [
+            [f.holes for f in outputs] for outputs in alone
+        ]
+        answer(held)
+        assert max(sizes) == 7
+        engine.close()
+        assert_nothing_left(engine)
+
+
+class TestCancelling:
+    def test_a_cancelled_fill_leaves_before_its_next_step_and_unpins_its_contexts(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        fill = make_fill(on_step=gate)
+        future = engine.submit(fill)
+        gate.wait()
+        assert future.cancel()
+        gate.open()
+        answer(engine.submit(make_fill()))  # the engine goes on
+        assert fill.forwards == 1
+        assert future.cancelled()
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_a_fill_cancelled_in_its_last_step_stays_cancelled(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        future = engine.submit(make_fill(on_step=gate, params=(SamplingParams(steps=1),)))
+        gate.wait()
+        future.cancel()
+        gate.open()
+        with pytest.raises(CancelledError):
+            answer(future)
+        answer(engine.submit(make_fill()))
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_cancelling_an_answered_fill_changes_nothing(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        future = make_engine().submit(make_fill())
+        outputs = answer(future)
+        assert not future.cancel()
+        assert answer(future) == outputs
+
+
+class TestSuperseding:
+    def test_a_newer_fill_takes_the_place_of_a_running_older_one(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        old = make_fill(replaces=("editor", "a.py"), on_step=gate)
+        future = engine.submit(old)
+        gate.wait()
+        elsewhere = engine.submit(make_fill(replaces=("editor", "b.py")))
+        waiting = engine.submit(make_fill(replaces=("editor", "a.py")))
+        newest = engine.submit(make_fill(replaces=("editor", "a.py")))
+        gate.open()
+        answer(newest)
+        answer(elsewhere)
+        for replaced in (future, waiting):
+            with pytest.raises(SupersededError, match="newer request"):
+                answer(replaced)
+        assert old.forwards == 1
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_a_replaced_and_cancelled_fill_is_cancelled(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        future = engine.submit(make_fill(replaces=("editor", "a.py"), on_step=gate))
+        gate.wait()
+        newer = engine.submit(make_fill(replaces=("editor", "a.py")))
+        future.cancel()
+        gate.open()
+        answer(newer)
+        assert future.cancelled()
+        engine.close()
+        assert_nothing_left(engine)
+
+
+class TestDeadlines:
+    def test_a_deadline_that_has_passed_gives_what_was_typed(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        fill = make_fill(typed="return", between=("\n",), deadline=time.monotonic() - 1)
+        (output,) = answer(make_engine().submit(fill))
+        assert output == FilledHoles((fill.typed, ()), 0.0, False)
+        assert fill.forwards == fill.encoded_tokens == 0
+
+    def test_a_deadline_between_steps_gives_the_part_that_is_committed(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        words = list(range(100, 112))
+        dictate(engine, words)
+
+        def run_out(sequence: Sequence) -> None:
+            sequence.fill.deadline = time.monotonic() - 1
+
+        (output,) = answer(engine.submit(make_fill(on_step=run_out)))
+        assert output.holes == (tuple(words[:4]),)  # a quarter of 16 slots, the surest first
+        assert not output.finished
+        assert 0.5 < output.confidence < 1
+
+    def test_a_deadline_keeps_the_candidates_that_are_done(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, [100, 101])
+
+        def run_out(sequence: Sequence) -> None:
+            sequence.fill.deadline = time.monotonic() - 1
+
+        params = (SamplingParams(steps=16), SamplingParams(steps=1))
+        slow, quick = answer(engine.submit(make_fill(params=params, on_step=run_out)))
+        assert (slow.holes, slow.finished) == (((100,),), False)
+        assert (quick.holes, quick.finished) == (((100, 101),), True)
+        engine.close()
+        assert_nothing_left(engine)
+
+
+class TestClosing:
+    def test_a_closed_engine_takes_no_fills(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        engine.close()
+        engine.close()
+        with pytest.raises(EngineUnavailableError, match="closed"):
+            engine.submit(make_fill())
+
+    def test_closing_ends_running_waiting_and_replaced_fills(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        futures = [engine.submit(make_fill(replaces=("editor", "a.py"), on_step=gate))]
+        gate.wait()
+        futures += [engine.submit(make_fill(replaces=("editor", "a.py"))) for _ in range(2)]
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        while not engine._closed:
+            time.sleep(0.001)
+        gate.open()
+        closing.join(TIMEOUT_S)
+        for future in futures:
+            with pytest.raises(EngineUnavailableError, match="closed"):
+                answer(future)
+        assert_nothing_left(engine)
+
+    def test_a_listener_may_close_the_engine(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        future = engine.submit(make_fill(on_step=lambda _: engine.close()))
+        with pytest.raises(EngineUnavailableError):
+            answer(future)
+        engine.close()
+        assert_nothing_left(engine)
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_a_bug_that_ends_the_engines_thread_leaves_nobody_waiting(
+        self, make_engine: MakeEngine, make_fill: MakeFill, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = make_engine()
+        monkeypatch.setattr(engine._scheduler, "schedule", lambda: 1 / 0)
+        future = engine.submit(make_fill())
+        with pytest.raises(EngineUnavailableError):
+            answer(future)
+        engine.close()
+        with pytest.raises(EngineUnavailableError):
+            engine.submit(make_fill())
+
+
+class TestFailures:
+    def test_a_failed_forward_ends_its_batch_and_no_more(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        denoise = engine.runner.denoise
+
+        def fail_once(batch: list[Sequence]) -> torch.Tensor:
+            engine.runner.denoise = denoise  # type: ignore[method-assign]
+            raise RuntimeError("out of memory")
+
+        running = engine.submit(make_fill(on_step=gate))
+        gate.wait()
+        batched = engine.submit(make_fill())
+        larger = engine.submit(make_fill(slots=32))  # waits for a batch of its own
+        engine.runner.denoise = fail_once  # type: ignore[method-assign,assignment]
+        gate.open()
+        for future in (running, batched):
+            with pytest.raises(CompletionError, match="step failed: out of memory"):
+                answer(future)
+        answer(larger)
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_logits_that_are_not_finite_end_their_fill_and_no_other(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        held = engine.submit(make_fill(slots=32, on_step=gate, urgent=True))
+        gate.wait()
+        bad, good = make_fill(), make_fill()
+        denoise = engine.runner.denoise
+
+        def spoil(batch: list[Sequence]) -> torch.Tensor:
+            logits = denoise(batch).clone()
+            for row, sequence in enumerate(batch):
+                if sequence.fill is bad:
+                    logits[row] = float("nan")
+            return logits
+
+        engine.runner.denoise = spoil  # type: ignore[method-assign,assignment]
+        futures = [engine.submit(fill) for fill in (bad, good)]
+        gate.open()
+        with pytest.raises(CompletionError, match="non-finite"):
+            answer(futures[0])
+        answer(futures[1])
+        answer(held)
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_a_listener_that_raises_ends_its_fill_and_no_other(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        held = engine.submit(make_fill(on_step=gate))
+        gate.wait()
+
+        def fail(_: Sequence) -> None:
+            raise RuntimeError("the event loop is closed")
+
+        heard = engine.submit(make_fill(on_step=fail))
+        gate.open()
+        with pytest.raises(CompletionError, match="event loop is closed"):
+            answer(heard)
+        answer(held)
+        answer(engine.submit(make_fill()))
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_a_typed_start_longer_than_the_canvas_is_refused_at_once(
+        self, make_engine: MakeEngine, make_fill: MakeFill, code: str
+    ) -> None:
+        engine = make_engine()
+        with pytest.raises(InvalidRequestError, match="typed tokens do not fit a hole of 128"):
+            engine.submit(make_fill(typed=3 * code))
+        answer(engine.submit(make_fill()))
+        engine.close()
+        assert_nothing_left(engine)
+
+
+class TestFilling:
+    def test_a_hole_ends_where_the_model_says(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        for words in ([], [100], list(range(100, 115))):
+            dictate(engine, words)
+            (output,) = answer(engine.submit(make_fill()))
+            assert output.holes == (tuple(words),)
+            assert output.finished
+
+    @pytest.mark.parametrize("num_words", [16, 20, 40, 63])
+    def test_a_hole_longer_than_its_canvas_goes_on(
+        self, make_engine: MakeEngine, make_fill: MakeFill, num_words: int
+    ) -> None:
+        engine = make_engine()
+        words = list(range(100, 100 + num_words))
+        dictate(engine, words)
+        (output,) = answer(engine.submit(make_fill()))
+        assert output.holes == (tuple(words),)
+        assert output.finished
+
+    def test_a_further_canvas_is_as_small_as_what_is_left_allows(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, list(range(100, 180)))
+        sizes: list[int] = []
+        fill = make_fill(slots=32, max_new_tokens=74, params=(SamplingParams(steps=1),))
+        fill.on_step = lambda sequence: sizes.append(len(sequence.canvas))
+        answer(engine.submit(fill))
+        assert sizes == [32, 32, 16]
+
+    @pytest.mark.parametrize("limit", [1, 5, 16, 17, 30])
+    def test_no_hole_is_longer_than_the_limit(
+        self, make_engine: MakeEngine, make_fill: MakeFill, limit: int
+    ) -> None:
+        engine = make_engine()
+        words = list(range(100, 140))
+        dictate(engine, words)
+        fill = make_fill(typed="x", max_new_tokens=limit)
+        words[: len(fill.typed)] = fill.typed
+        (output,) = answer(engine.submit(fill))
+        assert output.holes == (tuple(words[: limit + len(fill.typed)]),)
+        assert not output.finished
+
+    def test_a_hole_that_ends_at_the_limit_is_finished(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, [100, 101, 102])
+        (output,) = answer(engine.submit(make_fill(max_new_tokens=3)))
+        assert output == FilledHoles(((100, 101, 102),), output.confidence, True)
+
+    def test_what_was_typed_is_kept_whatever_the_model_wants(
+        self, make_engine: MakeEngine, make_fill: MakeFill, tokenizer: CodeTokenizer
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, [100])  # and an end right behind it
+        fill = make_fill(typed="return self")
+        (output,) = answer(engine.submit(fill))
+        assert output.holes == (fill.typed,)
+        assert output.finished
+
+    def test_what_was_typed_is_clamped_at_every_step(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        starts: list[list[int]] = []
+        fill = make_fill(typed="return self", max_new_tokens=14)
+        fill.on_step = lambda sequence: starts.append(sequence.canvas[: len(fill.typed)])
+        answer(make_engine().submit(fill))
+        assert starts == [list(fill.typed)] * fill.forwards
+
+    def test_what_was_typed_does_not_count_as_confidence(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        params = (SamplingParams(steps=1),)
+
+        def unsure(batch: list[Sequence]) -> torch.Tensor:  # certain of nothing, never ends
+            logits = torch.zeros(
+                len(batch), len(batch[0].canvas), engine.runner.model.config.vocab_size
+            )
+            logits[:, :, engine.end_id] = float("-inf")
+            return logits
+
+        engine.runner.denoise = unsure  # type: ignore[method-assign,assignment]
+        for limit in (8, 40):  # within its canvas, and going on in further ones
+            fill = make_fill(typed="return self", params=params, max_new_tokens=limit)
+            (output,) = answer(engine.submit(fill))
+            assert len(output.holes[0]) == limit + len(fill.typed)
+            assert output.confidence < 0.01
+
+    def test_several_holes_are_filled_around_the_text_between_them(
+        self, make_engine: MakeEngine, make_fill: MakeFill, tokenizer: CodeTokenizer
+    ) -> None:
+        engine = make_engine()
+        canvases: list[list[int]] = []
+        fill = make_fill(slots=4, between=("(", "):\n"), typed="def")
+        dictate(engine, [*fill.typed, 101], [], [102])
+        fill.on_step = lambda sequence: canvases.append(list(sequence.canvas))
+        (output,) = answer(engine.submit(fill))
+        assert output.holes == ((*fill.typed, 101), (), (102,))
+        assert output.finished
+        first, second, third = fill.layout.holes()
+        assert [canvas[first.stop : second.start] for canvas in canvases] == [
+            tokenizer.encode("(")
+        ] * len(canvases)
+        assert [canvas[second.stop : third.start] for canvas in canvases] == [
+            tokenizer.encode("):\n")
+        ] * len(canvases)
+
+    def test_several_holes_without_an_end_stop_at_their_slots(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        words = list(range(100, 140))
+        dictate(engine, words, words)
+        fill = make_fill(slots=6, between=("=",))
+        (output,) = answer(engine.submit(fill))
+        assert output.holes == tuple(tuple(words[:n]) for n in fill.layout.slots)
+        assert not output.finished
+
+
+class TestSteps:
+    @pytest.mark.parametrize("steps", [1, 2, 3, 7])
+    def test_a_fixed_number_is_never_exceeded(
+        self, make_engine: MakeEngine, make_fill: MakeFill, code: str, steps: int
+    ) -> None:
+        engine = make_engine()
+        forwards: list[int] = []
+        for start in range(0, 300, 20):
+            fill = make_fill(
+                code[: start + 20], code[start:], params=(SamplingParams(steps=steps),),
+                max_new_tokens=16,
+            )  # fmt: skip
+            answer(engine.submit(fill))
+            forwards.append(fill.forwards)
+        assert max(forwards) == steps
+
+    def test_an_end_that_loses_to_a_token_in_the_last_step_is_decided_in_that_step(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+
+        def undecided(batch: list[Sequence]) -> torch.Tensor:
+            logits = torch.zeros(1, 16, engine.runner.model.config.vocab_size)
+            logits[0, :, engine.end_id] = 9.0
+            logits[0, :, 100] = 8.0
+            logits[0, 2, 101] = 20.0
+            return logits
+
+        engine.runner.denoise = undecided  # type: ignore[method-assign,assignment]
+        fill = make_fill(params=(SamplingParams(steps=1),))
+        (output,) = answer(engine.submit(fill))
+        assert output.holes == ((100, 100, 101),)
+        assert fill.forwards == 1
+
+    def test_the_listener_sees_masks_vanish_one_step_at_a_time(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, list(range(100, 130)))
+        seen: list[tuple[int, int]] = []
+        answer(
+            engine.submit(
+                make_fill(
+                    max_new_tokens=32,
+                    params=(SamplingParams(steps=4), SamplingParams(steps=2)),
+                    on_step=lambda s: seen.append((s.step, s.canvas.count(engine.mask_id))),
+                )
+            )
+        )
+        one_canvas = [(1, 12), (2, 8), (3, 4), (4, 0)]
+        assert seen[:4] == one_canvas
+        assert [step for step, _ in seen[4:]] == list(range(1, len(seen) - 3))
+        assert seen[-1][1] == 0
+
+    def test_candidates_of_one_fill_share_its_steps(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        params = tuple(SamplingParams(steps=4, temperature=1.0, seed=i) for i in range(5))
+        fill = make_fill(params=params, max_new_tokens=16)
+        outputs = answer(engine.submit(fill))
+        assert len(outputs) == 5
+        assert fill.forwards <= 4
+        assert len({output.holes for output in outputs}) > 1
+        assert answer(engine.submit(make_fill(params=params, max_new_tokens=16))) == outputs
+
+
+def test_fills_from_many_threads_are_all_settled(
+    make_engine: MakeEngine, make_fill: MakeFill
+) -> None:
+    """Submitting, replacing and cancelling at random leaves nothing behind."""
+    engine = make_engine()
+    outcomes: list[str] = []
+
+    def client(name: str) -> None:
+        draw = random.Random(name)
+        futures: list[Future[list[FilledHoles]]] = []
+        for _ in range(8):
+            document = draw.choice(["a.py", "b.py"])
+            futures.append(
+                engine.submit(
+                    make_fill(
+                        slots=draw.choice([16, 32]),
+                        params=(SamplingParams(steps=draw.randint(1, 3)),),
+                        max_new_tokens=16,
+                        replaces=(name, document),
+                    )
+                )
+            )
+            if draw.random() < 0.3:
+                draw.choice(futures).cancel()
+        for future in futures:
+            try:
+                answer(future)
+                outcomes.append("filled")
+            except CancelledError:
+                outcomes.append("cancelled")
+            except SupersededError:
+                outcomes.append("superseded")
+
+    clients = [threading.Thread(target=client, args=(f"editor {i}",)) for i in range(4)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(TIMEOUT_S)
+    assert len(outcomes) == 32
+    assert outcomes.count("filled") >= 4  # at least each client's last one or its cancellation
+    engine.close()
+    assert_nothing_left(engine)

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.api import (
+    CheckpointError,
+    EngineUnavailableError,
+    Frame,
+    InfillRequest,
+    InvalidRequestError,
+)
+from model.checkpoint import save_checkpoint
+from model.denoiser import Denoiser
+from model.engine.sequence import Sequence
+from model.serving.completer import EngineCompleter
+from model.tokenizer import CodeTokenizer
+
+TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: CodeTokenizer, make_denoiser: Callable[..., Denoiser]) -> Denoiser:
+    return make_denoiser(tokenizer.vocab_size, dtype=torch.float32, max_context=64)
+
+
+@pytest.fixture
+async def completer(model: Denoiser, tokenizer: CodeTokenizer) -> AsyncIterator[EngineCompleter]:
+    completer = EngineCompleter(model, tokenizer)
+    yield completer
+    await completer.close()
+
+
+def dictate(completer: EngineCompleter, tokenizer: CodeTokenizer, *texts: str) -> None:
+    """Have the denoiser want these texts in the holes, and `<eom>` behind them."""
+    holes = [tokenizer.encode(text) for text in texts]
+
+    def denoise(batch: list[Sequence]) -> torch.Tensor:
+        logits = torch.zeros(len(batch), len(batch[0].canvas), tokenizer.vocab_size)
+        for row, sequence in enumerate(batch):
+            for wanted, hole in zip(holes, sequence.layout.holes(), strict=True):
+                for offset, slot in enumerate(hole):
+                    token = wanted[offset] if offset < len(wanted) else tokenizer.end_id
+                    logits[row, slot, token] = 20.0
+        return logits
+
+    completer._engine.runner.denoise = denoise  # type: ignore[method-assign]
+
+
+class TestComplete:
+    async def test_text_goes_in_and_comes_out(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "number:\n        résumé = '🙂'")
+        result = await completer.complete(InfillRequest(prefix="for ", suffix="\n", steps=2))
+        assert [c.text for c in result.candidates] == ["number:\n        résumé = '🙂'"]
+        assert result.candidates[0].finished
+        assert 0.9 < result.candidates[0].confidence <= 1.0
+        assert result.forwards <= 2
+        assert result.tokens == len(tokenizer.encode(result.candidates[0].text))
+        assert result.encoded_tokens > 0
+        assert result.ms > 0
+
+    async def test_the_same_request_gives_the_same_candidates(
+        self, completer: EngineCompleter
+    ) -> None:
+        request = InfillRequest(prefix="def f(", suffix=")", candidates=4, temperature=2.0, steps=4)
+        first, second = [await completer.complete(request) for _ in range(2)]
+        assert first.candidates == second.candidates
+        assert len({c.text for c in first.candidates}) == len(first.candidates) > 1
+        assert second.encoded_tokens == 0
+
+    async def test_equal_candidates_are_merged(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "pass")
+        request = InfillRequest(prefix="def f():\n    ", candidates=5, temperature=0.1)
+        result = await completer.complete(request)
+        assert [c.text for c in result.candidates] == ["pass"]
+
+    async def test_each_hole_gets_its_text(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "items", "total", "")
+        request = InfillRequest(prefix="for i in ", between=(":\n    ", " += i"), suffix="\n")
+        result = await completer.complete(request)
+        assert result.candidates[0].texts == ("items", "total", "")
+
+    @pytest.mark.parametrize(
+        "typed", ["ret", "  x\t", "é🙂", "<mask><eom>", "a\r\nb", "half \ud83d"]
+    )
+    async def test_every_candidate_begins_with_exactly_what_was_typed(
+        self, completer: EngineCompleter, typed: str
+    ) -> None:
+        request = InfillRequest(
+            prefix="x = ", typed=typed, candidates=2, temperature=2.0, steps=2, max_new_tokens=8
+        )
+        result = await completer.complete(request)
+        assert result.candidates
+        for candidate in result.candidates:
+            assert candidate.text.startswith(typed)
+
+    async def test_lines_end_in_newlines_whatever_the_model_writes(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "a\r\nb\rc\nd")
+        result = await completer.complete(InfillRequest(prefix=""))
+        assert result.candidates[0].text == "a\nb\nc\nd"
+
+    async def test_a_deadline_that_has_passed_gives_an_unfinished_answer(
+        self, completer: EngineCompleter
+    ) -> None:
+        request = InfillRequest(prefix="x = ", typed="y", deadline_ms=0.0, candidates=2)
+        result = await completer.complete(request)
+        assert [(c.text, c.finished) for c in result.candidates] == [("y", False)]
+        assert (result.forwards, result.tokens) == (0, 0)
+
+    async def test_one_token_is_enough_to_ask_for(self, completer: EngineCompleter) -> None:
+        result = await completer.complete(InfillRequest(prefix="x = ", max_new_tokens=1, steps=1))
+        assert result.tokens <= 1
+
+    async def test_a_request_that_fits_no_canvas_is_invalid(
+        self, completer: EngineCompleter, code: str
+    ) -> None:
+        for request in (
+            InfillRequest(prefix="", typed=3 * code),
+            InfillRequest(prefix="", between=(3 * code,)),
+        ):
+            with pytest.raises(InvalidRequestError, match=r"do(es)? not fit"):
+                await completer.complete(request)
+
+
+class TestFrames:
+    async def test_show_text_masks_and_ends(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "return self.items")
+        frames: list[Frame] = []
+        request = InfillRequest(prefix="x", typed="return", steps=3, candidates=2)
+        await completer.complete(request, on_frame=frames.append)
+        assert [frame.step for frame in frames] == list(range(1, len(frames) + 1))
+        assert len(frames) <= 3
+        assert "".join(s for s in frames[-1].slots if s is not None) == "return self.items"
+        assert None not in frames[-1].slots
+        assert frames[-1].slots[-1] == ""
+        masks = [frame.slots.count(None) for frame in frames]
+        assert masks == sorted(masks, reverse=True)
+
+    async def test_a_listener_that_fails_fails_the_request_only(
+        self, completer: EngineCompleter
+    ) -> None:
+        def fail(_: Frame) -> None:
+            raise ValueError("no screen")
+
+        with pytest.raises(Exception, match="no screen"):
+            await completer.complete(InfillRequest(prefix="x"), on_frame=fail)
+        assert (await completer.complete(InfillRequest(prefix="x", steps=1))).candidates
+
+
+async def test_cancelling_the_task_stops_the_denoising_at_its_next_step(
+    completer: EngineCompleter,
+) -> None:
+    frames: list[Frame] = []
+    reached, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(frame: Frame) -> None:
+        frames.append(frame)
+        loop.call_soon_threadsafe(reached.set)
+        assert go_on.wait(TIMEOUT_S)
+
+    task = asyncio.create_task(
+        completer.complete(InfillRequest(prefix="x = ", steps=16), on_frame=hold)
+    )
+    await asyncio.wait_for(reached.wait(), TIMEOUT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await completer.complete(InfillRequest(prefix="x = ", steps=1))
+    await completer.close()
+    assert len(frames) == 1
+    engine = completer._engine
+    assert engine._futures == {}
+    assert engine._scheduler.fills == []
+    assert engine.runner._open == []
+
+
+async def test_a_closed_completer_is_unavailable(completer: EngineCompleter) -> None:
+    await completer.close()
+    await completer.close()
+    with pytest.raises(EngineUnavailableError, match="closed"):
+        await completer.complete(InfillRequest(prefix="x"))
+
+
+class TestFromCheckpoint:
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path, model: Denoiser, tokenizer: CodeTokenizer) -> Path:
+        save_checkpoint(tmp_path / "tiny", model, tokenizer)
+        return tmp_path / "tiny"
+
+    async def test_a_saved_model_completes(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: list[int] = []
+        monkeypatch.setattr(torch, "set_num_threads", threads.append)  # of the whole process
+        completer = EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="float32")
+        result = await completer.complete(InfillRequest(prefix="x = ", steps=1))
+        assert len(result.candidates) == 1
+        assert 1 <= threads[0] <= 8
+        await completer.close()
+
+    @pytest.mark.parametrize(
+        ("device", "message"),
+        [
+            ("gpu", "'gpu' is not known; use auto, cpu or cuda"),
+            ("meta", "'meta' is not supported; use auto, cpu or cuda"),
+            ("cuda:99", "'cuda:99': this torch sees [0-9]+ CUDA devices; use"),
+        ],
+    )
+    def test_a_device_it_cannot_use_is_named(
+        self, checkpoint: Path, device: str, message: str
+    ) -> None:
+        with pytest.raises(CheckpointError, match=message):
+            EngineCompleter.from_checkpoint(checkpoint, device=device)
+
+    def test_a_dtype_it_does_not_know_is_named(self, checkpoint: Path) -> None:
+        with pytest.raises(
+            CheckpointError, match=r"'int8' is not known; use auto, float32 or bfloat16"
+        ):
+            EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="int8")
+
+    def test_a_directory_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="there is no checkpoint directory"):
+            EngineCompleter.from_checkpoint(tmp_path / "nowhere")
