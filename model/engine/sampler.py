@@ -19,8 +19,12 @@ class UnmaskPolicy(Protocol):
     """Which masked slots a step commits."""
 
     def select(self, confidence_C: Tensor, step: int) -> Tensor:
-        """Slots (C,) to commit, given the confidence of every slot (C,), -1 where it is not
-        masked. Commits at least one masked slot."""
+        """Slots (C,) to commit, given the confidence of every slot (C,), -1 where none is to be
+        chosen. Commits at least one slot."""
+        ...
+
+    def trusts(self, confidence_C: Tensor) -> Tensor:
+        """Slots (C,) sure enough to be committed beside those that were selected."""
         ...
 
 
@@ -36,6 +40,10 @@ class ThresholdPolicy:
         chosen[confidence_C.argmax()] = True
         return chosen
 
+    def trusts(self, confidence_C: Tensor) -> Tensor:
+        """See `UnmaskPolicy.trusts`."""
+        return confidence_C > self.threshold
+
 
 @dataclass(frozen=True, slots=True)
 class FixedStepsPolicy:
@@ -46,11 +54,15 @@ class FixedStepsPolicy:
 
     def select(self, confidence_C: Tensor, step: int) -> Tensor:
         """See `UnmaskPolicy.select`."""
-        num_masked = int((confidence_C >= 0).sum())
+        num_open = int((confidence_C >= 0).sum())
         left = max(self.steps - step, 1)
         chosen = torch.zeros_like(confidence_C, dtype=torch.bool)
-        chosen[confidence_C.topk(-(-num_masked // left)).indices] = True
+        chosen[confidence_C.topk(-(-num_open // left)).indices] = True
         return chosen
+
+    def trusts(self, confidence_C: Tensor) -> Tensor:
+        """See `UnmaskPolicy.trusts`."""
+        return torch.ones_like(confidence_C, dtype=torch.bool)
 
 
 def policy_of(params: SamplingParams) -> UnmaskPolicy:
@@ -103,11 +115,16 @@ def choose(
         confidence = probabilities.gather(1, tokens[:, None])[:, 0]
     else:
         confidence, tokens = probabilities.max(dim=-1)
-    confidence = torch.where(masked, confidence, -1.0)
-    chosen = policy_of(params).select(confidence, step) & masked
-    return StepChoice(
-        _without_conflicts(chosen, tokens == end_id, confidence, after), tokens, confidence
-    )
+    # Whether the span ends is decided where nothing before is open. An end further right only says
+    # that the span is no longer than that; committing it makes the next shorter one likelier, and
+    # an unsure model would talk itself into an empty span.
+    is_end = tokens == end_id
+    waits = is_end & (after & masked[:, None]).any(dim=0)
+    policy = policy_of(params)
+    chosen = policy.select(torch.where(masked & ~waits, confidence, -1.0), step) & masked & ~waits
+    open_before = (after & (masked & ~chosen)[:, None]).any(dim=0)
+    chosen |= masked & is_end & ~open_before & policy.trusts(confidence)
+    return StepChoice(_without_conflicts(chosen, is_end, confidence, after), tokens, confidence)
 
 
 def _drawn(logits_CV: Tensor, params: SamplingParams, step: int) -> Tensor:

@@ -154,6 +154,16 @@ class TestEnds:
         assert after[2:] == [7, END]
         assert choice.confidence[0] < 0.5  # of the token it fell back to, END left aside
 
+    def test_an_end_behind_an_open_slot_waits_however_sure_it_is(self) -> None:
+        logits = likes(3, 4, END, END)
+        logits[:2] /= 4  # unsure tokens before two sure ends
+        _, after = step_of(logits, [MASK] * 4, SamplingParams(threshold=0.9))
+        assert after == [3, MASK, MASK, MASK]
+
+    def test_an_end_right_behind_what_the_step_commits_is_committed_with_it(self) -> None:
+        _, after = step_of(likes(3, 4, END, END), [MASK] * 4, SamplingParams(threshold=0.9))
+        assert after == [3, 4, END, END]
+
     def test_an_end_does_not_reach_into_another_hole(self) -> None:
         _, after = step_of(
             likes(END, END, 3, 4), [MASK, MASK, 8, MASK], self.all_at_once, holes=[0, 0, -1, 1]
