@@ -205,9 +205,7 @@ def connect(socket: str, token: str) -> EngineConnection:
     return EngineClient(socket, token)
 
 
-def load(
-    path: Path = SHIPPED_WEIGHTS, *, device: str = "auto", dtype: str = "auto"
-) -> Completer:
+def load(path: Path = SHIPPED_WEIGHTS, *, device: str = "auto", dtype: str = "auto") -> Completer:
     """Load a checkpoint directory into this process (imports torch, takes seconds).
 
     Raises `CheckpointError`.
