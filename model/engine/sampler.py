@@ -115,16 +115,29 @@ def choose(
         confidence = probabilities.gather(1, tokens[:, None])[:, 0]
     else:
         confidence, tokens = probabilities.max(dim=-1)
-    # Whether the span ends is decided where nothing before is open. An end further right only says
-    # that the span is no longer than that; committing it makes the next shorter one likelier, and
-    # an unsure model would talk itself into an empty span.
     is_end = tokens == end_id
-    waits = is_end & (after & masked[:, None]).any(dim=0)
-    policy = policy_of(params)
-    chosen = policy.select(torch.where(masked & ~waits, confidence, -1.0), step) & masked & ~waits
-    open_before = (after & (masked & ~chosen)[:, None]).any(dim=0)
-    chosen |= masked & is_end & ~open_before & policy.trusts(confidence)
+    chosen = _select(policy_of(params), masked, is_end, confidence, after, step)
     return StepChoice(_without_conflicts(chosen, is_end, confidence, after), tokens, confidence)
+
+
+def _select(
+    policy: UnmaskPolicy,
+    masked: Tensor,
+    is_end: Tensor,
+    confidence: Tensor,
+    after: Tensor,
+    step: int,
+) -> Tensor:
+    """The masked slots (C,) a policy commits, ends only where nothing before them is open.
+
+    An end further right only says that the span is no longer than that; committing it makes the
+    next shorter one likelier, and an unsure model would talk itself into an empty span.
+    """
+    waits = is_end & (after & masked[:, None]).any(dim=0)
+    open_now = masked & ~waits
+    chosen = policy.select(torch.where(open_now, confidence, -1.0), step) & open_now
+    open_before = (after & (masked & ~chosen)[:, None]).any(dim=0)
+    return chosen | (masked & is_end & ~open_before & policy.trusts(confidence))
 
 
 def _drawn(logits_CV: Tensor, params: SamplingParams, step: int) -> Tensor:

@@ -23,6 +23,8 @@ from model.training.trainer import Trainer, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+HEAD_SIZE = 64
+"""Channels of an attention head; the number of heads follows from the hidden size."""
 TOKENIZER_CHARS = 20_000_000
 """The tokenizer is trained on this much text of the corpus."""
 
@@ -87,14 +89,15 @@ def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoi
         tokenizer = CodeTokenizer.train(sample, args.vocab_size)
         args.out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_file)
-    head_size = 64
+    num_heads = max(1, args.hidden_size // HEAD_SIZE)
     config = DenoiserConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=args.hidden_size,
         num_layers=args.layers,
-        num_heads=max(1, args.hidden_size // head_size),
-        num_kv_heads=max(1, args.hidden_size // head_size // 2),
+        num_heads=num_heads,
+        num_kv_heads=1 if num_heads % 2 else num_heads // 2,
         ffn_size=3 * args.hidden_size,
+        max_context=BatchShape().stream_tokens,
     )
     torch.manual_seed(0)
     return Denoiser(config), tokenizer
