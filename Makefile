@@ -20,12 +20,13 @@ check: .venv/ready-dev ## what a change must pass before it is committed; under 
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not editor"
 
-# On a GPU machine with torch installed. Goes on training the shipped checkpoint; a packed corpus
+# On a GPU machine with torch, tokenizers, safetensors, tqdm and pytest installed; the test settings of
+# pyproject.toml, which need the plugins of the language server's tests, are left aside. Goes on training the shipped checkpoint; a packed corpus
 # lies in corpus/ (made by `mezzotint train FOLDERS...`, which keeps it in RUN/corpus).
 GPU_PYTHON ?= python3
 GPU_MINUTES ?= 20
 gpu: ## the gpu tests, then training from the shipped checkpoint
-	$(GPU_PYTHON) -m pytest -q -m gpu tests/model -p no:asyncio --override-ini asyncio_mode= -W default
+	$(GPU_PYTHON) -m pytest -q -rs -c /dev/null --rootdir . tests/model/test_gpu.py
 	$(GPU_PYTHON) -m model.training corpus --out runs/gpu --from model/weights \
 	  --minutes $(GPU_MINUTES) --windows 64 --device cuda --json
 
