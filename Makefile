@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A real file of this repository, and a cursor in the middle of one of its lines.
-TRY ?= lsp_server/context.py:1:1
+# A real file of this repository, and the rest of one of its lines.
+TRY ?= lsp_server/cli.py:370:22 --until 370:48
 
 .PHONY: try test check gpu clean
 
