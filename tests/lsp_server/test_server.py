@@ -95,6 +95,8 @@ async def test_untitled_documents_complete(start_session: StartSession):
 
 async def test_a_document_that_is_not_open_gets_nothing(start_session: StartSession):
     session = await start_session("--text", "2")
+    # The settings, once they have arrived, report a status of their own.
+    await session.until(lambda: session.statuses)
     assert await session.inline(Path(__file__).as_uri(), 0, 0) == []
     assert session.statuses[-1].message == "the editor has not opened this document"
 
