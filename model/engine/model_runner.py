@@ -125,22 +125,23 @@ class ModelRunner:
         """
         key = tuple((*_slots(s), len(s.prefix), len(s.suffix)) for s in batch)
         if key != self._gathered_for:
-            prefix, prefix_mask = self._gather_streams([(k[0], k[2]) for k in key], len(batch))
-            suffix, suffix_mask = self._gather_streams([(k[1], k[3]) for k in key], len(batch))
+            prefix, prefix_mask = self._gather_streams([(k[0], k[2]) for k in key])
+            suffix, suffix_mask = self._gather_streams([(k[1], k[3]) for k in key])
             self._gathered = (prefix, suffix, prefix_mask, suffix_mask)
             self._gathered_for = key
         return self._gathered
 
     def _gather_streams(
-        self, streams: list[tuple[int, int]], batch: int
+        self, streams: list[tuple[int, int]]
     ) -> tuple[list[KeyValue], Tensor | None]:
+        """Keys and values of (cache slot, length) streams as one batch, and its padding's mask."""
         longest = max(length for _, length in streams)
         slots = [slot for slot, _ in streams]
         if len(set(slots)) == 1:  # one context: no copy, no mask
             return [
                 (
-                    k[slots[0], None, :, :longest].expand(batch, -1, -1, -1),
-                    v[slots[0], None, :, :longest].expand(batch, -1, -1, -1),
+                    k[slots[0], None, :, :longest].expand(len(streams), -1, -1, -1),
+                    v[slots[0], None, :, :longest].expand(len(streams), -1, -1, -1),
                 )
                 for k, v in self._buffers
             ], None
@@ -155,8 +156,7 @@ class ModelRunner:
             values.masked_fill_(padding[:, None, :, None], 0)
         mask = torch.zeros(padding.shape, dtype=self.dtype, device=self.device)
         mask.masked_fill_(padding, float("-inf"))
-        canvas_rows = mask[:, None, None, :]
-        return caches, canvas_rows
+        return caches, mask[:, None, None, :]
 
 
 def _slots(sequence: Sequence) -> tuple[int, int]:

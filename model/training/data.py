@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -143,7 +143,7 @@ def sample_holes(text: str, num: int, rng: random.Random) -> list[Hole]:
 
 
 class WindowSampler:
-    """Endless, deterministic stream of batches: batch n of a seed is always the same."""
+    """Deterministic source of endless batches: batch n of a seed is always the same."""
 
     def __init__(
         self,
@@ -159,13 +159,6 @@ class WindowSampler:
         # A file is drawn in proportion to its length, so that every character is as likely.
         lengths = np.array([len(d.text) for d in documents], dtype=np.float64)
         self._cumulative = np.cumsum(lengths) / lengths.sum()
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches from number `start` on."""
-        step = start
-        while True:
-            yield self.batch(step)
-            step += 1
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`."""
