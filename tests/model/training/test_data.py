@@ -195,7 +195,6 @@ class TestOrder:
         one, other = sampler(tokenizer), sampler(tokenizer)
         one.batch(0)  # what was drawn before does not matter
         assert self.same(one.batch(5), other.batch(5))
-        assert self.same(one.batch(5), other.batch(5))
 
     def test_steps_and_seeds_give_other_batches(self, tokenizer: CodeTokenizer) -> None:
         batch = sampler(tokenizer).batch(0)
