@@ -21,15 +21,15 @@ counting accused 12 of 892 true texts and this 14.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tree_sitter import Language, Node, Parser, Tree
+from tree_sitter import Node, Parser, Tree
 
 from lsp_server.context import InfillContext, context_at
+from model.grammars import GRAMMARS, load_grammar
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +84,8 @@ class SyntaxChecker:
 
     def _parser(self, grammar: tuple[str, str]) -> Parser:
         if grammar not in self._parsers:
-            module, entry_point = grammar
-            pointer: object = getattr(importlib.import_module(module), entry_point)()
-            self._parsers[grammar] = Parser(Language(pointer))
-            logger.debug("loaded the grammar %s.%s", module, entry_point)
+            self._parsers[grammar] = Parser(load_grammar(grammar))
+            logger.debug("loaded the grammar %s.%s", *grammar)
         return self._parsers[grammar]
 
 
@@ -174,30 +172,4 @@ def _grammar(context: InfillContext) -> tuple[str, str] | None:
     if context.language == "php" and not context.starts_file and "<?" not in context.prefix:
         # Without the opening tag in sight, the whole grammar would take all of it for HTML.
         return ("tree_sitter_php", "language_php_only")
-    return _GRAMMARS.get(context.language)
-
-
-_GRAMMARS = {
-    "python": ("tree_sitter_python", "language"),
-    "javascript": ("tree_sitter_javascript", "language"),
-    "javascriptreact": ("tree_sitter_javascript", "language"),
-    "typescript": ("tree_sitter_typescript", "language_typescript"),
-    "typescriptreact": ("tree_sitter_typescript", "language_tsx"),
-    "go": ("tree_sitter_go", "language"),
-    "rust": ("tree_sitter_rust", "language"),
-    "java": ("tree_sitter_java", "language"),
-    "c": ("tree_sitter_c", "language"),
-    "cpp": ("tree_sitter_cpp", "language"),
-    "csharp": ("tree_sitter_c_sharp", "language"),
-    "ruby": ("tree_sitter_ruby", "language"),
-    "php": ("tree_sitter_php", "language_php"),
-    "shellscript": ("tree_sitter_bash", "language"),
-    "html": ("tree_sitter_html", "language"),
-    "css": ("tree_sitter_css", "language"),
-    "json": ("tree_sitter_json", "language"),
-    "jsonc": ("tree_sitter_json", "language"),
-    # File types that editors other than VS Code send as they are.
-    "sh": ("tree_sitter_bash", "language"),
-    "bash": ("tree_sitter_bash", "language"),
-    "cs": ("tree_sitter_c_sharp", "language"),
-}
+    return GRAMMARS.get(context.language)

@@ -17,7 +17,7 @@ from model.api import CheckpointError
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser, DenoiserConfig
 from model.tokenizer import CodeTokenizer
-from model.training.corpus import find_source, is_packed, pack
+from model.training.corpus import is_packed
 from model.training.data import BatchShape, WindowSampler, load_documents
 from model.training.trainer import Trainer, TrainingConfig
 
@@ -53,6 +53,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--decontaminate", nargs="*", type=Path, default=[], metavar="FILE",
         help="benchmark files (.jsonl[.gz]) whose text must not be trained on",
     )  # fmt: skip
+    parser.add_argument(
+        "--any-licence", action="store_true", help="train on all sources: for code of your own"
+    )
     parser.add_argument("--json", action="store_true", help="end with a JSON line")
     return parser.parse_args(argv)
 
@@ -66,7 +69,12 @@ def prepare_corpus(args: argparse.Namespace) -> Path:
         return args.sources[0]
     corpus = args.out / "corpus"
     if not is_packed(corpus):
-        pack([find_source(folder) for folder in args.sources], corpus, args.decontaminate)
+        # What packing needs (tree-sitter, MinHash) is not asked of a machine that only trains.
+        from model.training.corpus.packing import pack
+        from model.training.corpus.sources import find_source
+
+        sources = [find_source(folder) for folder in args.sources]
+        pack(sources, corpus, args.decontaminate, any_licence=args.any_licence)
     return corpus
 
 

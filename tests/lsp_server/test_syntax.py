@@ -6,7 +6,8 @@ import pytest
 from tree_sitter import Parser
 
 from lsp_server.context import DocumentError, InfillContext
-from lsp_server.syntax import _GRAMMARS, CHECKED_CHARS, SyntaxChecker
+from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker
+from model.grammars import GRAMMARS
 
 GOOD_AND_BAD = [
     # language id, document with the hole as ‸, a candidate that fits, one that does not
@@ -41,7 +42,7 @@ def new_errors(language: str, document: str, candidate: str) -> int | None:
 
 
 def test_every_grammar_has_a_good_and_a_bad_candidate_below():
-    assert {language for language, *_ in GOOD_AND_BAD} == _GRAMMARS.keys()
+    assert {language for language, *_ in GOOD_AND_BAD} == GRAMMARS.keys()
 
 
 @pytest.mark.parametrize(("language", "document", "good", "bad"), GOOD_AND_BAD)
