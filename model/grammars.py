@@ -1,4 +1,4 @@
-"""Which tree-sitter grammar parses a language. No torch in here: the language server uses it too."""
+"""Which tree-sitter grammar parses a language. No torch: the language server uses it too."""
 
 from __future__ import annotations
 

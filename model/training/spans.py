@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
-from tree_sitter import Node, Parser, Query, QueryCursor
+from tree_sitter import Node, Parser, Query, QueryCursor, Tree
 
 from model.grammars import GRAMMARS, load_grammar
 
@@ -22,7 +22,7 @@ MAX_SPAN_CHARS = 600
 CHARS_PER_SPAN = 55
 """A file keeps at most one span for so many characters: shards then grow by less than 40 %."""
 
-_BRACKETS = {b"(": b")", b"[": b"]", b"{": b"}"}
+_BRACKETS = {b"(": b")", b"[": b"]", b"{": b"}", b"<": b">", b"|": b"|"}
 
 _PYTHON = """
 (block) @block
@@ -129,6 +129,27 @@ def _parser_and_query(language: str) -> tuple[Parser, Query]:
     return Parser(grammar), Query(grammar, _QUERIES[language])
 
 
+_PYTHON_2 = "[(print_statement) (exec_statement)] @old"
+
+
+@lru_cache(maxsize=1)
+def _tree(text: str, language: str) -> Tree:
+    return _parser_and_query(language)[0].parse(text.encode("utf-8", "replace"))
+
+
+def is_sound(text: str, language: str) -> bool:
+    """Whether Python parses as Python 3. Of other languages always: macros look like errors."""
+    if language != "python":
+        return True
+    root = _tree(text, language).root_node
+    return not root.has_error and not QueryCursor(_python_2()).captures(root)
+
+
+@cache
+def _python_2() -> Query:
+    return Query(load_grammar(GRAMMARS["python"]), _PYTHON_2)
+
+
 def syntax_spans(text: str, language: str) -> list[Span]:
     """Spans of `text` that an editor would have filled, sorted, without brackets around them.
 
@@ -137,11 +158,12 @@ def syntax_spans(text: str, language: str) -> list[Span]:
     """
     if language not in _QUERIES:
         return []
-    parser, query = _parser_and_query(language)
+    query = _parser_and_query(language)[1]
     data = text.encode("utf-8", "replace")
-    root = parser.parse(data).root_node
+    root = _tree(text, language).root_node
     spans: dict[tuple[int, int], str] = {}
     for start, end, kind in _candidates(data, root, query):
+        end = start + len(data[start:end].rstrip())  # some nodes take their line's end with them
         if 0 < end - start <= MAX_SPAN_CHARS:
             spans.setdefault((start, end), kind)
     chars = _char_offsets(data)
@@ -164,6 +186,8 @@ def _statements(block: Node) -> Iterator[tuple[int, int, str]]:
     statements = block.named_children
     if len(statements) == 1 and statements[0].type == "statement_list":  # Go
         statements = statements[0].named_children
+    # A line of comment is no statement; between statements it belongs to what is written.
+    statements = [s for s in statements if "comment" not in s.type]
     for i, statement in enumerate(statements):
         yield statement.start_byte, statement.end_byte, "statement"
         last = statements[min(i + 1 + i % 3, len(statements) - 1)]

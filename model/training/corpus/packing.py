@@ -123,11 +123,11 @@ def read_files(
 ) -> Iterator[Document]:
     """The source's code files in a stable order; counts in `left_out` what it skips and why."""
     for folder, folders, files in os.walk(source.path):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS and f[0] != ".")
+        folders[:] = sorted(filter(_holds_code, folders))
         if not any_licence and Path(folder) != source.path:
             licence = folder_licence(Path(folder))  # a part may have a licence of its own
             if licence != licences.UNKNOWN and not licences.is_permissive(licence):
-                left_out["licence of a folder"] += len(files)
+                left_out["licence of a folder"] += 1
                 folders.clear()
                 continue
         for name in sorted(files):
@@ -145,6 +145,10 @@ def read_files(
                 left_out[reason] += 1
             else:
                 yield Document(text, language, source.name)
+
+
+def _holds_code(folder: str) -> bool:
+    return folder not in SKIPPED_FOLDERS and folder[0] != "." and ".dist-info" not in folder
 
 
 def _read(path: Path, left_out: Counter[str]) -> str | None:

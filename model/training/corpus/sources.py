@@ -78,8 +78,7 @@ def find_source(path: Path) -> Source:
 def folder_licence(path: Path) -> str:
     """The SPDX expression of the licence files in one folder, or `UNKNOWN`.
 
-    Several files are a choice, as LICENSE-MIT beside LICENSE-APACHE is, unless one cannot be
-    identified or is a copyleft licence: a second thought about that is not ours to have.
+    Several files are joined by AND, though they may be a choice: only metadata can say that.
     """
     files = [p for p in sorted(path.iterdir()) if LICENCE_FILES.fullmatch(p.name) and p.is_file()]
     for folder in sorted(path.glob("*.dist-info")):
