@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import islice, zip_longest
 
 import numpy as np
 from tree_sitter import Node, Parser, Query, QueryCursor, Tree
@@ -114,7 +115,7 @@ _QUERIES = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """Characters [start, end) of a file, and what stands there (a capture name, `statements`)."""
 
@@ -168,7 +169,8 @@ def syntax_spans(text: str, language: str) -> list[Span]:
             spans.setdefault((start, end), kind)
     chars = _char_offsets(data)
     found = [Span(int(chars[a]), int(chars[b]), kind) for (a, b), kind in spans.items()]
-    return sorted(_balanced(found, len(text) // CHARS_PER_SPAN))
+    chosen = _balanced(found, len(text) // CHARS_PER_SPAN)
+    return sorted(chosen, key=lambda span: (span.start, span.end))
 
 
 def _candidates(data: bytes, root: Node, query: Query) -> Iterator[tuple[int, int, str]]:
@@ -220,5 +222,5 @@ def _balanced(spans: list[Span], limit: int) -> list[Span]:
     kinds: dict[str, list[Span]] = {}
     for span in spans:
         kinds.setdefault(span.kind, []).append(span)
-    ranked = sorted((rank, span) for same in kinds.values() for rank, span in enumerate(same))
-    return [span for _, span in ranked[:limit]]
+    in_turn = zip_longest(*kinds.values())
+    return list(islice((span for turn in in_turn for span in turn if span), limit))

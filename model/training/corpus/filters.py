@@ -55,15 +55,22 @@ _SECRET = re.compile(
     r"\bpypi-AgE[\w-]{50,}|\bSG\.[\w-]{22}\.[\w-]{43}|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
 )
 """Shapes of keys and tokens, as secret scanners know them."""
+_SECRET_MARKS = (
+    "PRIVATE KEY", "AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-",
+    "xox", "sk-", "k_live_", "AIza", "npm_", "pypi-AgE", "SG.", "eyJ",
+)  # fmt: skip
+"""One of these stands in every match of `_SECRET`, and to look for them first is far faster."""
 _ASSIGNED_SECRET = re.compile(
     r"(?i)((?:api_?key|secret(?:_?key)?|access_?token|auth_?token|passw(?:or)?d)['\"]?\s*[:=]\s*"
     r"['\"])((?=[^'\"]*\d)(?=[^'\"]*[a-z])[A-Za-z0-9+/_=-]{20,})(?=['\"])"
 )
 """A long literal of letters and digits under a telling name."""
-_EMAIL = re.compile(
-    r"(?i)\b[\w.+-]+@(?!example\.|localhost)(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|dev|de|fr|uk|cn|"
-    r"ru|jp|in|eu|me|us|ca|nl|ch|se|it|es|pl|br|au|info)\b(?!\s*[(=])"
+_EMAIL_DOMAIN = (
+    r"@(?!example\.|localhost)(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|dev|de|fr|uk|cn|ru|jp|in|eu|"
+    r"me|us|ca|nl|ch|se|it|es|pl|br|au|info)\b(?!\s*[(=])"
 )
+_HAS_EMAIL = re.compile(_EMAIL_DOMAIN)
+_EMAIL = re.compile(r"\b[\w.+-]+" + _EMAIL_DOMAIN)
 SECRET_PLACEHOLDER, EMAIL_PLACEHOLDER = "REDACTED", "user@example.com"
 
 
@@ -104,7 +111,10 @@ def _is_data(text: str, lines: list[str]) -> bool:
 
 def scrub(text: str) -> tuple[str, dict[str, int]]:
     """`text` with secrets and e-mail addresses replaced, and how many there were of each."""
-    text, keys = _SECRET.subn(SECRET_PLACEHOLDER, text)
+    keys = emails = 0
+    if any(mark in text for mark in _SECRET_MARKS):
+        text, keys = _SECRET.subn(SECRET_PLACEHOLDER, text)
     text, assigned = _ASSIGNED_SECRET.subn(rf"\g<1>{SECRET_PLACEHOLDER}", text)
-    text, emails = _EMAIL.subn(EMAIL_PLACEHOLDER, text)
+    if _HAS_EMAIL.search(text):  # from its "@" on, that is a hundred times as fast
+        text, emails = _EMAIL.subn(EMAIL_PLACEHOLDER, text)
     return text, {"secrets": keys + assigned, "e-mail addresses": emails}
