@@ -8,6 +8,7 @@ import json
 import logging
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from model.api import CheckpointError
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser, DenoiserConfig
 from model.tokenizer import CodeTokenizer
+from model.training import distributed
 from model.training.corpus import is_packed
 from model.training.data import BatchShape, WindowSampler, load_documents
 from model.training.trainer import Trainer, TrainingConfig
@@ -43,12 +45,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--from", dest="start", type=Path, help="checkpoint to start from")
     parser.add_argument("--minutes", type=float, default=training.minutes, help="length of the run")
+    parser.add_argument(
+        "--cooldown", type=float, metavar="MINUTES",
+        help="resume the run only to let its learning rate fall to zero over this long",
+    )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=training.learning_rate)
     parser.add_argument("--windows", type=int, default=8, help="windows a batch")
     parser.add_argument("--hidden-size", type=int, default=denoiser.hidden_size)
     parser.add_argument("--layers", type=int, default=denoiser.num_layers)
     parser.add_argument("--vocab-size", type=int, default=denoiser.vocab_size)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="to compute in")
     parser.add_argument(
         "--decontaminate", nargs="*", type=Path, default=[], metavar="FILE",
         help="benchmark files (.jsonl[.gz]) whose text must not be trained on",
@@ -58,6 +65,44 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="end with a JSON line")
     return parser.parse_args(argv)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def training_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in; `auto` is bf16 on a GPU, on a CPU what it multiplies faster.
+
+    Not every processor with bf16 instructions gains by them (docs/experiments.md).
+    """
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16
+    fp32_wins = _seconds_to_multiply(torch.float32) < _seconds_to_multiply(torch.bfloat16)
+    (agreed,) = distributed.largest(fp32_wins, device=device)
+    return torch.float32 if agreed else torch.bfloat16
+
+
+def _seconds_to_multiply(dtype: torch.dtype) -> float:
+    a, b = torch.randn(2048, 256, dtype=dtype), torch.randn(256, 768, dtype=dtype)
+    timings: list[float] = []
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        timings.append(time.perf_counter() - started)
+    return min(timings)
+
+
+def training_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or this process's own one under `torchrun`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device here; train with --device cpu")
+    if name == "cuda":
+        name = f"cuda:{distributed.local_rank() % torch.cuda.device_count()}"
+    return torch.device(name)
 
 
 def prepare_corpus(args: argparse.Namespace) -> Path:
@@ -111,20 +156,16 @@ def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoi
     return Denoiser(config), tokenizer
 
 
-def train(args: argparse.Namespace) -> dict[str, float]:
+def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Run the command; returns the figures of its last line."""
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("torch finds no CUDA device here; train with --device cpu")
     shape = BatchShape(windows=args.windows)
     config = TrainingConfig(minutes=args.minutes, learning_rate=args.learning_rate, shape=shape)
-    corpus = prepare_corpus(args)
-    documents = load_documents(corpus)
-    held_out = load_documents(corpus, "heldout.jsonl.gz")
+    with distributed.first_alone():  # packs the corpus and trains the tokenizer once
+        corpus = prepare_corpus(args)
+        documents = load_documents(corpus)
+        held_out = load_documents(corpus, "heldout.jsonl.gz")
+        model, tokenizer = prepare_model(args, [d.text for d in documents])
     logger.info("corpus: %d files, %d held out", len(documents), len(held_out))
-    model, tokenizer = prepare_model(args, [d.text for d in documents])
     trainer = Trainer(
         model,
         tokenizer,
@@ -132,13 +173,16 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         WindowSampler(held_out, tokenizer, shape, config.seed + 1),
         config,
         args.out,
-        torch.device(device),
+        device,
+        training_dtype(args.dtype, device),
     )
     if trainer.resume():
         logger.info("resuming %s at step %d", args.out, trainer.step)
+    if args.cooldown is not None:
+        trainer.cool_down(args.cooldown)
     best = trainer.run()
     return {
-        "held_out_diffusion_loss": round(best, 4),
+        "held_out_exact": round(best, 4),
         "steps": trainer.step,
         "minutes": round(trainer.seconds / 60, 2),
     }
@@ -165,15 +209,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = parse_args(argv)
     try:
-        figures = train(args)
-    except (ValueError, OSError, CheckpointError, RuntimeError) as error:
+        device = training_device(args.device)
+        with distributed.joined(device):
+            figures = train(args, device)
+            if distributed.rank() > 0:
+                return 0
+    except (ValueError, OSError, CheckpointError, RuntimeError, FloatingPointError) as error:
         print(f"mezzotint train: {error}", file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps(figures))
     else:
         print(
-            f"held-out loss {figures['held_out_diffusion_loss']} after {figures['steps']} steps; "
+            f"{100 * figures['held_out_exact']:.1f} % of held-out holes exact in one forward after "
+            f"{figures['steps']} steps; "
             f"the best checkpoint is {args.out / 'checkpoint'}"
         )
     return 0

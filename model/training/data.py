@@ -38,10 +38,10 @@ class BatchShape:
     """B, windows of files."""
     stream_tokens: int = 384
     """L, tokens of each of a window's two streams."""
-    canvases: int = 32
+    canvases: int = 24
     """K, holes a window serves."""
-    canvas_sizes: tuple[int, ...] = (16, 16, 32, 64)
-    """Drawn from for each batch."""
+    canvas_sizes: tuple[int, ...] = (16, 16, 16, 16, 16, 32, 32, 64)
+    """Drawn from for each batch: most holes are short, and so are the cheap canvases."""
 
     def __post_init__(self) -> None:
         for name, least in (("windows", 1), ("stream_tokens", 4), ("canvases", 1)):
@@ -95,21 +95,25 @@ def _within_line(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
 
 
 def _whole_line(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
+    return Hole(_code_start(text, line), line[1])
+
+
+def _line_with_break(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
+    # What a deleted line leaves behind: indentation and line end are to be filled as well.
     start, end = line
-    indent = len(text[start:end]) - len(text[start:end].lstrip())
-    return Hole(start + indent, end)
+    return Hole(start, min(end + 1, len(text)))
 
 
 def _several_lines(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
     start, end = line
-    first = start + len(text[start:end]) - len(text[start:end].lstrip())
-    if rng.random() < 0.5:
-        first = rng.randint(first, end)
+    code = _code_start(text, line)
+    first = rng.choice((start, code, code, rng.randint(code, end)))
     last = end
     for _ in range(rng.randint(1, 4)):
         newline = text.find("\n", last + 1)
         last = newline if newline >= 0 else len(text)
-    return Hole(first, last)
+    # Lines taken from their very start leave no line end behind either.
+    return Hole(first, min(last + (first == start), len(text)))
 
 
 def _nothing(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
@@ -117,26 +121,48 @@ def _nothing(text: str, line: tuple[int, int], rng: random.Random) -> Hole:
     return Hole(position, position)
 
 
+def _code_start(text: str, line: tuple[int, int]) -> int:
+    start, end = line
+    return start + len(text[start:end]) - len(text[start:end].lstrip())
+
+
 HOLE_KINDS = (
-    (_rest_of_line, 0.38),
-    (_within_line, 0.25),
-    (_whole_line, 0.15),
-    (_several_lines, 0.18),
+    (_rest_of_line, 0.36),
+    (_within_line, 0.22),
+    (_whole_line, 0.12),
+    (_line_with_break, 0.10),
+    (_several_lines, 0.16),
     (_nothing, 0.04),
 )
-"""How a hole is cut, and how often. Nothing missing is a case too: the model must say so."""
+"""How a hole is cut in a line, and how often. Nothing missing is a case too: the model must say
+so."""
+SYNTAX_SHARE = 0.25
+"""Share of the holes that are a piece of the syntax tree, where the corpus has marked any."""
+MAX_SYNTAX_CHARS = 240
+"""A longer piece would seldom fit a canvas."""
 
 
-def sample_holes(text: str, num: int, rng: random.Random) -> list[Hole]:
-    """At most `num` disjoint holes of `text`, in document order, with text between them."""
+def sample_holes(
+    text: str, num: int, rng: random.Random, pieces: Sequence[tuple[int, int]] = ()
+) -> list[Hole]:
+    """At most `num` disjoint holes of `text`, in document order, with text between them.
+
+    `pieces` are stretches [start, end) that the syntax tree gives: bodies, arguments, expressions.
+    """
     starts = [0, *(i + 1 for i, c in enumerate(text) if c == "\n")]
     lines = [(s, e) for s, e in zip(starts, [*(s - 1 for s in starts[1:]), len(text)], strict=True)]
     lines = [line for line in lines if text[slice(*line)].strip()]
+    short = [piece for piece in pieces if piece[1] - piece[0] <= MAX_SYNTAX_CHARS]
     kinds = [kind for kind, _ in HOLE_KINDS]
     shares = [share for _, share in HOLE_KINDS]
+    drawn: list[Hole] = []
+    for line in rng.sample(lines, min(num, len(lines))):
+        if short and rng.random() < SYNTAX_SHARE:
+            drawn.append(Hole(*rng.choice(short)))
+        else:
+            drawn.append(rng.choices(kinds, shares)[0](text, line, rng))
     holes: list[Hole] = []
-    for line in sorted(rng.sample(lines, min(num, len(lines)))):
-        hole = rng.choices(kinds, shares)[0](text, line, rng)
+    for hole in sorted(drawn, key=lambda hole: (hole.start, hole.end)):
         if not holes or hole.start > holes[-1].end:
             holes.append(hole)
     return holes
@@ -171,8 +197,15 @@ class WindowSampler:
         shape, tok = self.shape, self.tokenizer
         document = self.documents[int(np.searchsorted(self._cumulative, rng.random()))]
         num_chars = int(CHARS_PER_TOKEN * shape.stream_tokens)
-        text, starts_file, ends_file = _cut_window(document.text, num_chars, rng)
-        ids, cut = self._tokenise(text, sample_holes(text, shape.canvases // 3, rng))
+        start, end = _window_of(document.text, num_chars, rng)
+        starts_file, ends_file = start == 0, end == len(document.text)
+        pieces = [
+            (first - start, last - start)
+            for first, last in document.spans
+            if start <= first and last <= end
+        ]
+        text = document.text[start:end]
+        ids, cut = self._tokenise(text, sample_holes(text, shape.canvases // 2, rng, pieces))
         limit = shape.stream_tokens - 2  # language and file edge
         if len(ids) > limit:
             ids, ends_file = ids[:limit], False
@@ -264,14 +297,14 @@ def _span_between_tokens(num_ids: int, breaks: Sequence[int], rng: random.Random
     return range(start, line_end(start, rng.randint(2, 4)))
 
 
-def _cut_window(text: str, num_chars: int, rng: random.Random) -> tuple[str, bool, bool]:
-    """A window (text, starts_file, ends_file) that begins at a line's start."""
+def _window_of(text: str, num_chars: int, rng: random.Random) -> tuple[int, int]:
+    """A window [start, end) of `text` that begins at a line's start."""
     if len(text) <= num_chars:
-        return text, True, True
+        return 0, len(text)
     # Windows may lie half outside the file: its top and its end are then as likely as its middle.
     start = max(0, rng.randint(-(num_chars // 2), len(text) - num_chars // 2))
     start = text.rfind("\n", 0, start) + 1
-    return text[start : start + num_chars], start == 0, start + num_chars >= len(text)
+    return start, min(start + num_chars, len(text))
 
 
 def _stream_arrays(stream: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:

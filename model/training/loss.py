@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention import KeyValue
 from model.denoiser import Denoiser, Role
 from model.noise_schedule import LinearSchedule
 from model.training.data import NO_TARGET, Batch
@@ -52,35 +53,13 @@ def joint_loss(
 ) -> LossTerms:
     """Both losses of one batch, from one encoding of its windows."""
     noisy, weights = add_noise(batch, mask_id, schedule, generator)
-    num_windows, length = batch.prefix_ids.shape
-
-    # The two streams of a window are one batch of causal sequences in two roles.
-    roles = torch.tensor([Role.PREFIX, Role.SUFFIX], device=noisy.device)
-    hidden, cache = model.encode(
-        torch.cat((batch.prefix_ids, batch.suffix_ids)),
-        roles.repeat_interleave(num_windows)[:, None],
-    )
+    hidden, prefix, suffix = encode_windows(model, batch)
     context = F.cross_entropy(
         model.logits(hidden).flatten(0, 1).float(),
         torch.cat((batch.prefix_targets, batch.suffix_targets)).flatten(),
         ignore_index=NO_TARGET,
     )
-
-    prefix = [(k[:num_windows], v[:num_windows]) for k, v in cache]
-    suffix = [(k[num_windows:], v[num_windows:]) for k, v in cache]
-    canvas_size = noisy.shape[-1]
-    slots = torch.arange(canvas_size, device=noisy.device)
-    hidden = model.denoise(
-        noisy.flatten(1),
-        batch.prefix_ids.gather(1, batch.prefix_seen - 1),
-        (batch.prefix_seen[..., None] + slots).flatten(1),
-        batch.suffix_seen.repeat_interleave(canvas_size, dim=1),
-        prefix,
-        suffix,
-        canvas_size=canvas_size,
-        prefix_mask=_visible(batch.prefix_seen, length, canvas_size, hidden.dtype),
-        suffix_mask=_visible(batch.suffix_seen, length, canvas_size, hidden.dtype),
-    )
+    hidden = canvas_hidden(model, batch, noisy, prefix, suffix)
     # Logits only where there is a loss: half the slots are not masked, and the head is dear.
     chosen = weights.flatten() > 0
     losses = F.cross_entropy(
@@ -90,6 +69,46 @@ def joint_loss(
     )
     diffusion = (losses * weights.flatten()[chosen]).sum() / batch.canvas_weights.sum().clamp(1)
     return LossTerms(diffusion + context_weight * context, diffusion, context)
+
+
+def encode_windows(model: Denoiser, batch: Batch) -> tuple[Tensor, list[KeyValue], list[KeyValue]]:
+    """Hidden states (2B, L, E) of both streams, and the prefix's and the suffix's cache.
+
+    The two streams of a window are one batch of causal sequences in two roles.
+    """
+    num_windows = batch.prefix_ids.shape[0]
+    roles = torch.tensor([Role.PREFIX, Role.SUFFIX], device=batch.prefix_ids.device)
+    hidden, cache = model.encode(
+        torch.cat((batch.prefix_ids, batch.suffix_ids)),
+        roles.repeat_interleave(num_windows)[:, None],
+    )
+    prefix = [(k[:num_windows], v[:num_windows]) for k, v in cache]
+    suffix = [(k[num_windows:], v[num_windows:]) for k, v in cache]
+    return hidden, prefix, suffix
+
+
+def canvas_hidden(
+    model: Denoiser,
+    batch: Batch,
+    canvas_BKC: Tensor,
+    prefix: list[KeyValue],
+    suffix: list[KeyValue],
+) -> Tensor:
+    """Hidden states (B, K·C, E) of the batch's canvases holding `canvas_BKC`."""
+    length, canvas_size = batch.prefix_ids.shape[1], canvas_BKC.shape[-1]
+    slots = torch.arange(canvas_size, device=canvas_BKC.device)
+    dtype = prefix[0][0].dtype
+    return model.denoise(
+        canvas_BKC.flatten(1),
+        batch.prefix_ids.gather(1, batch.prefix_seen - 1),
+        (batch.prefix_seen[..., None] + slots).flatten(1),
+        batch.suffix_seen.repeat_interleave(canvas_size, dim=1),
+        prefix,
+        suffix,
+        canvas_size=canvas_size,
+        prefix_mask=_visible(batch.prefix_seen, length, canvas_size, dtype),
+        suffix_mask=_visible(batch.suffix_seen, length, canvas_size, dtype),
+    )
 
 
 def _visible(seen_BK: Tensor, length: int, canvas_size: int, dtype: torch.dtype) -> Tensor:

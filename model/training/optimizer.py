@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.training import distributed
+
+WARMUP_SHARE, DECAY_SHARE = 0.02, 0.3
+"""Of a run's minutes."""
 EMBEDDING_RATE = 0.2
 """Rate of embeddings and norms as a share of the matrices'."""
 
@@ -45,15 +49,20 @@ class MasterOptimizer:
                 group["initial_lr"] = group["lr"]
 
     def step(self, rate_factor: float, max_grad_norm: float = 1.0) -> float:
-        """Apply the model's gradients at `rate_factor` times the full rates, and clear them.
+        """Apply the model's gradients, averaged over all processes, at `rate_factor` times the
+        full rates, and clear them.
 
-        Returns the gradient's norm before clipping.
+        Returns the gradient's norm before clipping. Raises `FloatingPointError`, and changes
+        nothing, when it is not finite.
         """
         for name, parameter in self._parameters.items():
-            grad = parameter.grad
-            self.masters[name].grad = None if grad is None else grad.float()
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.masters[name].grad = grad.float()
             parameter.grad = None
+        distributed.average([master.grad for master in self.masters.values()])
         norm = nn.utils.clip_grad_norm_(list(self.masters.values()), max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm.item()}")
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate_factor
@@ -88,11 +97,15 @@ def _is_matrix(name: str, tensor: Tensor) -> bool:
     return tensor.ndim == 2 and "embedding" not in name
 
 
-def rate_factor(progress: float, *, warmup: float = 0.02, decay: float = 0.3) -> float:
-    """Warm-up, stable, linear decay to zero (WSD, arXiv 2404.06395), over progress 0..1.
+def rate_factor(minute: float, minutes: float, cooldown: float | None = None) -> float:
+    """Warm-up, stable, linear decay to zero (WSD, arXiv 2404.06395) of a run of `minutes`.
 
-    The stable part has no memory of the run's length: a run may be prolonged from it.
+    The stable part has no memory of the run's length: a run may be prolonged from it, or cooled
+    down at any time by a new, nearer end. `cooldown` is the decay's length in minutes; None is
+    30 % of the run.
     """
-    if progress < warmup:
-        return max(progress, 1e-3) / warmup
-    return min(1.0, max(0.0, (1.0 - progress) / decay))
+    warmup = WARMUP_SHARE * minutes
+    if minute < warmup:
+        return max(minute / warmup, 0.05)
+    decay = DECAY_SHARE * minutes if cooldown is None else cooldown
+    return min(1.0, max(0.0, (minutes - minute) / decay))

@@ -1,8 +1,8 @@
-"""The training loop: batches -> joint loss -> optimizer, with held-out losses, logs and resume.
+"""The training loop: batches -> joint loss -> optimizer, with held-out scores, logs and resume.
 
 A run lives in one directory:
     state.pt      everything needed to go on: weights, moments, step, seconds trained
-    checkpoint/   the best model so far by held-out diffusion loss, ready to be served
+    checkpoint/   the best model so far by held-out infill score, ready to be served
     log.jsonl     one line a report
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
@@ -30,16 +29,17 @@ from model.checkpoint import save_checkpoint
 from model.denoiser import Denoiser
 from model.noise_schedule import LinearSchedule
 from model.tokenizer import CodeTokenizer
+from model.training import distributed
 from model.training.data import Batch, BatchShape, WindowSampler
 from model.training.loss import joint_loss
 from model.training.optimizer import MasterOptimizer, rate_factor
+from model.training.progress import HeldOutScores, held_out_scores, sample_fills
 
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 20.0
 SAVE_SECONDS = 240.0
-HELD_OUT_BATCHES = 6
-HELD_OUT_SEED = 20_250_617
+HELD_OUT_BATCHES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,8 @@ class TrainingConfig:
 
     minutes: float = 10.0
     """Wall-clock length of the whole run, all its resumptions together."""
+    cooldown_minutes: float | None = None
+    """How long the rate falls to zero at the end; None: the last 30 % of the run."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     context_weight: float = 0.5
@@ -60,6 +62,8 @@ class TrainingConfig:
             raise ValueError(
                 f"minutes ({self.minutes}) and learning_rate ({self.learning_rate}) must be above 0"
             )
+        if self.cooldown_minutes is not None and self.cooldown_minutes <= 0:
+            raise ValueError(f"cooldown_minutes is {self.cooldown_minutes}; it must be above 0")
 
 
 class Trainer:
@@ -74,54 +78,76 @@ class Trainer:
         config: TrainingConfig,
         directory: Path,
         device: torch.device,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self.model = model.to(device=device, dtype=torch.bfloat16)
+        self.model = model.to(device=device, dtype=dtype)
         self.tokenizer, self.train, self.config = tokenizer, train, config
         self.directory, self.device = directory, device
         self.optimizer = MasterOptimizer(
             self.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
         self.schedule = LinearSchedule()
-        self.held_out = [held_out.batch(i) for i in range(HELD_OUT_BATCHES)]
-        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        mine = range(distributed.rank(), HELD_OUT_BATCHES, distributed.world_size())
+        self.held_out = [held_out.batch(i) for i in mine]
+        self.step, self.seconds, self.best = 0, 0.0, -1.0
         self.stopping = False
 
     @property
-    def progress(self) -> float:
-        """Share of the run that is done, 0..1."""
-        return min(1.0, self.seconds / (60 * self.config.minutes))
+    def is_done(self) -> bool:
+        """Whether the run's time is up."""
+        return self.seconds >= 60 * self.config.minutes
+
+    @property
+    def rate_factor(self) -> float:
+        """The learning rate's present share of its full value."""
+        minutes, cooldown = self.config.minutes, self.config.cooldown_minutes
+        return rate_factor(self.seconds / 60, minutes, cooldown)
 
     def run(self) -> float:
-        """Train until the time is up or a signal asks to stop; returns the best held-out loss.
+        """Train until the time is up or a signal asks to stop; returns the best held-out score.
 
         Saves on the way and at the end, so that nothing is lost but the steps since the last save.
+        Raises `FloatingPointError` when the loss is no longer finite.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        since_report, since_save, losses = 0.0, 0.0, []
+        reported_at = saved_at = self.seconds
+        losses: list[StepFigures] = []
         bar = tqdm(
             total=60 * self.config.minutes,
             initial=min(self.seconds, 60 * self.config.minutes),
             desc="training",
             bar_format="{l_bar}{bar}| {elapsed}, ETA {remaining}{postfix}",
+            disable=distributed.rank() > 0,
         )
-        with _stop_on_signal(self), _prefetched(self.train, self.step) as batches, bar:
-            while self.progress < 1.0 and not self.stopping:
+        with _stop_on_signal(self), self._prefetched() as batches, bar:
+            while not self.is_done and not self.stopping:
                 started = time.perf_counter()
                 losses.append(self._train_step(next(batches)))
                 took = time.perf_counter() - started
-                self.seconds += took
-                since_report, since_save = since_report + took, since_save + took
+                self._agree(self.seconds + took)
                 bar.update(min(took, bar.total - bar.n))
-                if since_report >= REPORT_SECONDS:
-                    self._report(losses, since_report, bar)
-                    since_report, losses = 0.0, []
-                if since_save >= SAVE_SECONDS:
+                if self.seconds - reported_at >= REPORT_SECONDS:
+                    self._report(losses, self.seconds - reported_at, bar)
+                    reported_at, losses = self.seconds, []
+                if self.seconds - saved_at >= SAVE_SECONDS:
                     self.save()
-                    since_save = 0.0
+                    saved_at = self.seconds
         self.save()
         return self.best
 
-    def _train_step(self, batch: Batch) -> tuple[float, float, int]:
+    def cool_down(self, minutes: float) -> None:
+        """Have `run` end the run in `minutes` from where it stands, the rate falling to zero."""
+        self.config = replace(
+            self.config, minutes=self.seconds / 60 + minutes, cooldown_minutes=minutes
+        )
+
+    def _agree(self, seconds: float) -> None:
+        """All processes go by one clock, and stop together when one is asked to."""
+        self.seconds, stopping = distributed.largest(seconds, self.stopping, device=self.device)
+        self.stopping = bool(stopping)
+
+    def _train_step(self, batch: Batch) -> StepFigures:
+        index = self.step * distributed.world_size() + distributed.rank()
         terms = joint_loss(
             self.model,
             batch.to(self.device),
@@ -129,57 +155,53 @@ class Trainer:
             schedule=self.schedule,
             context_weight=self.config.context_weight,
             # Noise of the step's own, as its batch is: a resumed run goes on as if never stopped.
-            generator=torch.Generator().manual_seed(self.config.seed + self.step),
+            generator=torch.Generator().manual_seed(self.config.seed + index),
         )
         terms.total.backward()
-        self.optimizer.step(rate_factor(self.progress))
+        try:
+            self.optimizer.step(self.rate_factor)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"step {self.step}: {error}. The last good state is kept in {self.directory}; "
+                "go on from it with a lower --learning-rate"
+            ) from error
         self.step += 1
         tokens = 2 * batch.prefix_ids.numel() + batch.canvas_targets.numel()
-        return terms.diffusion.item(), terms.context.item(), tokens
+        return StepFigures(terms.diffusion.item(), terms.context.item(), tokens)
 
-    def _report(self, losses: list[tuple[float, float, int]], seconds: float, bar: tqdm) -> None:
-        diffusion, context, tokens = (sum(column) for column in zip(*losses, strict=True))
-        rate = tokens / seconds
+    def _report(self, steps: list[StepFigures], seconds: float, bar: tqdm) -> None:
+        diffusion = sum(s.diffusion for s in steps) / len(steps)
+        context = sum(s.context for s in steps) / len(steps)
+        rate = sum(s.tokens for s in steps) * distributed.world_size() / seconds
         bar.set_postfix_str(
-            f", diffusion {diffusion / len(losses):.3f}, context {context / len(losses):.3f}, "
+            f", diffusion {diffusion:.3f}, context {context:.3f}, "
             f"{rate:,.0f} tokens/s, step {self.step}"
         )
         self._log(
-            diffusion=diffusion / len(losses),
-            context=context / len(losses),
-            tokens_per_second=rate,
+            diffusion=round(diffusion, 4),
+            context=round(context, 4),
+            tokens_per_second=round(rate),
+            rate_factor=round(self.rate_factor, 4),
         )
 
-    @torch.no_grad()
-    def held_out_losses(self) -> tuple[float, float]:
-        """Mean (diffusion, context) loss on fixed held-out batches under fixed noise."""
-        generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-        totals = [0.0, 0.0]
-        for batch in self.held_out:
-            terms = joint_loss(
-                self.model,
-                batch.to(self.device),
-                mask_id=self.tokenizer.mask_id,
-                schedule=self.schedule,
-                context_weight=0.0,
-                generator=generator,
-            )
-            totals[0] += terms.diffusion.item() / len(self.held_out)
-            totals[1] += terms.context.item() / len(self.held_out)
-        return totals[0], totals[1]
+    def score(self) -> HeldOutScores:
+        """The model's scores on fixed held-out batches under fixed noise."""
+        return held_out_scores(self.model, self.tokenizer, self.schedule, self.held_out)
 
     def save(self) -> None:
         """Write `state.pt`; write `checkpoint/` too if this model is the best so far."""
-        diffusion, context = self.held_out_losses()
-        self._log(held_out_diffusion=diffusion, held_out_context=context)
-        if diffusion < self.best:
-            self.best = diffusion
-            facts = {
-                "steps": self.step,
-                "minutes": round(self.seconds / 60, 1),
-                "held_out_diffusion_loss": round(diffusion, 4),
-                "held_out_context_loss": round(context, 4),
-            }
+        scores = self.score()
+        is_best = scores.exact > self.best
+        self.best = max(self.best, scores.exact)
+        if distributed.rank() > 0:
+            return
+        self._log(
+            **{f"held_out_{name}": round(value, 4) for name, value in asdict(scores).items()},
+            samples=sample_fills(self.model, self.tokenizer, self.held_out[0]),
+        )
+        if is_best:
+            facts = {"steps": self.step, "minutes": round(self.seconds / 60, 1)}
+            facts |= {f"held_out_{name}": round(v, 4) for name, v in asdict(scores).items()}
             save_checkpoint(
                 self.directory / "checkpoint", self.model, self.tokenizer, training=facts
             )
@@ -190,8 +212,15 @@ class Trainer:
             "best": self.best,
         }
         draft = self.directory / "state.pt.draft"
-        torch.save(state, draft)
-        os.replace(draft, self.directory / "state.pt")
+        try:
+            torch.save(state, draft)
+            os.replace(draft, self.directory / "state.pt")
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            draft.unlink(missing_ok=True)
+            raise OSError(
+                f"{self.directory / 'state.pt'} could not be written ({error}); the state saved "
+                "before is intact. Free some disk and run the command again"
+            ) from error
 
     def resume(self) -> bool:
         """Go on from `state.pt` if the run directory has one.
@@ -211,27 +240,37 @@ class Trainer:
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         return True
 
-    def _log(self, **figures: float) -> None:
-        row = {"step": self.step, "seconds": round(self.seconds, 1)}
-        row |= {name: round(value, 4) for name, value in figures.items()}
+    def _log(self, **figures: object) -> None:
+        if distributed.rank() > 0:
+            return
+        row = {"step": self.step, "seconds": round(self.seconds, 1), **figures}
         with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def _prefetched(self) -> Iterator[Iterator[Batch]]:
+        """This process's batches, each made in a thread while the one before it is trained on."""
+        stride, index = distributed.world_size(), distributed.rank()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+
+            def batches(step: int) -> Iterator[Batch]:
+                upcoming = pool.submit(self.train.batch, step * stride + index)
+                while True:
+                    step += 1
+                    batch = upcoming.result()
+                    upcoming = pool.submit(self.train.batch, step * stride + index)
+                    yield batch
+
+            yield batches(self.step)
 
 
-@contextmanager
-def _prefetched(sampler: WindowSampler, start: int) -> Iterator[Iterator[Batch]]:
-    """The sampler's batches, each made in a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
+@dataclass(frozen=True, slots=True)
+class StepFigures:
+    """What one step of this process tells the log."""
 
-        def batches() -> Iterator[Batch]:
-            upcoming = pool.submit(sampler.batch, start)
-            step = start
-            while True:
-                step += 1
-                batch, upcoming = upcoming.result(), pool.submit(sampler.batch, step)
-                yield batch
-
-        yield batches()
+    diffusion: float
+    context: float
+    tokens: int
 
 
 @contextmanager

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from model.tokenizer import CodeTokenizer
 from model.training.corpus import Document, write_shard
 from model.training.data import (
     HOLE_KINDS,
+    MAX_SYNTAX_CHARS,
     NO_TARGET,
+    SYNTAX_SHARE,
     Batch,
     BatchShape,
+    Hole,
     WindowSampler,
     load_documents,
     sample_holes,
@@ -72,7 +76,26 @@ class TestHoles:
         hole = kind(text, (start, end), rng)
         assert start <= hole.start <= end
         assert hole.start <= hole.end <= len(text)
-        assert "\n" not in text[hole.start : hole.end] or kind.__name__ == "_several_lines"
+        breaks = text[hole.start : hole.end].count("\n")
+        assert breaks <= {"_several_lines": 5, "_line_with_break": 1}.get(kind.__name__, 0)
+        if kind.__name__ == "_line_with_break":
+            assert hole.start == start  # a deleted line takes its indentation along
+            assert text[hole.end - 1 : hole.end] == "\n" or hole.end == len(text)
+
+    def test_are_the_pieces_of_the_syntax_tree_in_their_share(self) -> None:
+        text = "\n".join(f"value_{i} = function(argument_{i}, other)" for i in range(200))
+        pieces = [(m.start(), m.end()) for m in re.finditer(r"\(.*\)", text)]
+        long = (0, MAX_SYNTAX_CHARS + 1)
+        holes = sample_holes(text, 200, random.Random(0), [long])
+        assert Hole(*long) not in holes
+        drawn = [
+            (hole.start, hole.end)
+            for seed in range(20)
+            for hole in sample_holes(text, 40, random.Random(seed), pieces)
+        ]
+        share = sum(piece in set(pieces) for piece in drawn) / len(drawn)
+        # 40 of 200 lines, so few pieces are drawn twice or lost to a hole beside them.
+        assert SYNTAX_SHARE / 2 < share < SYNTAX_SHARE * 1.3
 
     def test_the_shares_of_the_kinds_are_a_distribution(self) -> None:
         assert sum(share for _, share in HOLE_KINDS) == pytest.approx(1.0)

@@ -26,6 +26,7 @@ def folder(tmp_path: Path, code: str) -> Path:
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "stack.py").write_text(code)
+    (folder / "SOURCE.json").write_text('{"licence": "MIT"}')
     return folder
 
 
@@ -40,7 +41,7 @@ def test_a_folder_of_code_becomes_a_checkpoint_and_the_run_can_be_prolonged(
     assert main([str(folder), "--out", str(run), "--json", *TINY, *minutes(0.005)]) == 0
     last_line = capsys.readouterr().out.splitlines()[-1]
     figures = json.loads(last_line)
-    assert set(figures) == {"held_out_diffusion_loss", "steps", "minutes"}
+    assert set(figures) == {"held_out_exact", "steps", "minutes"}
     assert figures["steps"] >= 1
     model, tokenizer = load_checkpoint(run / "checkpoint")
     assert (model.config.hidden_size, model.config.num_layers) == (64, 1)
@@ -78,7 +79,8 @@ def test_training_can_start_from_another_runs_checkpoint_and_a_packed_corpus(
     [
         (["nowhere"], "not a folder: nowhere"),
         (["code", "nowhere"], "not a folder: nowhere"),
-        (["empty"], "no code files to train on in empty"),
+        (["empty"], "no permissive licence found in empty"),
+        (["empty", "--any-licence"], "no code files to train on in empty"),
         (["code", "--minutes", "0"], "minutes (0.0) and learning_rate (0.003) must be above 0"),
         (["code", "--from", "nowhere"], "there is no checkpoint directory nowhere"),
         (["code", "--decontaminate", "code/stack.py"], "stack.py is no benchmark"),

@@ -125,16 +125,20 @@ def test_going_on_from_a_saved_state_equals_never_having_stopped(model: TwoLayer
 
 
 class TestRateFactor:
-    @given(progress=st.floats(0, 1))
-    def test_lies_between_zero_and_one(self, progress: float) -> None:
-        assert 0.0 <= rate_factor(progress) <= 1.0
+    @given(share=st.floats(0, 1), minutes=st.floats(0.01, 1000))
+    def test_lies_between_zero_and_one(self, share: float, minutes: float) -> None:
+        assert 0.0 <= rate_factor(share * minutes, minutes) <= 1.0
 
     def test_rises_from_above_zero_stays_at_one_and_falls_to_zero(self) -> None:
-        assert 0 < rate_factor(0.0) < 0.1
-        assert rate_factor(0.02) == rate_factor(0.5) == rate_factor(0.7) == 1.0
-        assert rate_factor(0.85) == pytest.approx(0.5)
-        assert rate_factor(1.0) == 0.0
+        assert 0 < rate_factor(0.0, 100.0) < 0.1
+        assert {rate_factor(minute, 100.0) for minute in (2.0, 50.0, 70.0)} == {1.0}
+        assert rate_factor(85.0, 100.0) == pytest.approx(0.5)
+        assert rate_factor(100.0, 100.0) == 0.0
+
+    def test_falls_over_the_cooldown_that_is_asked_for(self) -> None:
+        assert rate_factor(95.0, 100.0, cooldown=5.0) == 1.0
+        assert rate_factor(99.0, 100.0, cooldown=5.0) == pytest.approx(0.2)
 
     def test_has_no_jumps(self) -> None:
-        factors = [rate_factor(i / 1000) for i in range(1001)]
+        factors = [rate_factor(i / 10, 100.0) for i in range(1001)]
         assert max(abs(a - b) for a, b in itertools.pairwise(factors)) <= 0.051

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from model.tokenizer import CodeTokenizer
 from model.training import trainer as trainer_module
 from model.training.corpus import Document
 from model.training.data import Batch, BatchShape, WindowSampler
-from model.training.trainer import Trainer, TrainingConfig
+from model.training.progress import HeldOutScores
+from model.training.trainer import StepFigures, Trainer, TrainingConfig
 
 SHAPE = BatchShape(windows=2, stream_tokens=64, canvases=4, canvas_sizes=(8,))
 
@@ -50,13 +52,13 @@ def make_trainer(
     return make
 
 
-def take_steps(trainer: Trainer, num: int) -> list[tuple[float, float, int]]:
+def take_steps(trainer: Trainer, num: int) -> list[StepFigures]:
     """Steps without `run`, whose rate follows the clock: here the progress stands still."""
     trainer.seconds = 0.5 * 60 * trainer.config.minutes
     return [trainer._train_step(trainer.train.batch(trainer.step)) for _ in range(num)]
 
 
-def log_of(trainer: Trainer) -> list[dict[str, float]]:
+def log_of(trainer: Trainer) -> list[dict[str, Any]]:
     return [json.loads(row) for row in (trainer.directory / "log.jsonl").read_text().splitlines()]
 
 
@@ -64,7 +66,7 @@ def interrupt_after(trainer: Trainer, steps: int, number: int = signal.SIGINT) -
     """Send this process the signal during step number `steps`, as Ctrl-C would."""
     train_step = trainer._train_step
 
-    def step_and_interrupt(batch: Batch) -> tuple[float, float, int]:
+    def step_and_interrupt(batch: Batch) -> StepFigures:
         result = train_step(batch)
         if trainer.step == steps:
             os.kill(os.getpid(), number)
@@ -83,12 +85,12 @@ def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 def test_training_lowers_both_losses(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
-    before = trainer.held_out_losses()
-    losses = take_steps(trainer, 40)
-    after = trainer.held_out_losses()
-    assert after[0] < 0.8 * before[0]
-    assert after[1] < 0.8 * before[1]
-    assert sum(diffusion for diffusion, _, _ in losses[-5:]) < sum(d for d, _, _ in losses[:5])
+    before = trainer.score()
+    steps = take_steps(trainer, 40)
+    after = trainer.score()
+    assert after.diffusion < 0.8 * before.diffusion
+    assert after.context < 0.8 * before.context
+    assert sum(s.diffusion for s in steps[-5:]) < sum(s.diffusion for s in steps[:5])
 
 
 def test_an_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_one(
@@ -108,13 +110,13 @@ def test_an_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_on
     assert_same_weights(weights(second), weights(whole))
 
 
-def test_held_out_losses_are_the_same_each_time_and_train_nothing(
+def test_held_out_scores_are_the_same_each_time_and_train_nothing(
     make_trainer: Callable[..., Trainer],
 ) -> None:
     trainer = make_trainer()
     take_steps(trainer, 2)
     before = weights(trainer)
-    assert trainer.held_out_losses() == trainer.held_out_losses()
+    assert trainer.score() == trainer.score()
     assert_same_weights(weights(trainer), before)
     assert all(p.grad is None for p in trainer.model.parameters())
 
@@ -160,13 +162,13 @@ def test_a_run_ends_when_its_time_is_up_and_its_best_model_can_be_loaded(
 ) -> None:
     trainer = make_trainer(minutes=0.005)
     best = trainer.run()
-    assert trainer.progress == 1.0
+    assert trainer.is_done
     model, loaded_tokenizer = load_checkpoint(
         trainer.directory / "checkpoint", dtype=torch.bfloat16
     )
     assert loaded_tokenizer.digest == tokenizer.digest
     trainer.model = model
-    assert trainer.held_out_losses()[0] == pytest.approx(best)
+    assert trainer.score().exact == best
 
 
 def test_a_finished_run_takes_no_further_step(make_trainer: Callable[..., Trainer]) -> None:
@@ -178,22 +180,70 @@ def test_a_finished_run_takes_no_further_step(make_trainer: Callable[..., Traine
     assert again.step == trainer.step
 
 
-def test_the_checkpoint_stays_the_best_one(make_trainer: Callable[..., Trainer]) -> None:
+def test_the_checkpoint_stays_the_best_one(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer()
-    take_steps(trainer, 10)
+    for step, exact in ((10, 0.5), (11, 0.25), (12, 0.75), (13, 0.75)):
+        trainer.step = step
+        monkeypatch.setattr(trainer, "score", lambda e=exact: HeldOutScores(1.0, 1.0, e))
+        trainer.save()
+    assert trainer.best == 0.75
+    config = json.loads((trainer.directory / "checkpoint" / "config.json").read_text())
+    assert config["training"]["steps"] == 12
+    assert config["training"]["held_out_exact"] == 0.75
+    assert [row["step"] for row in log_of(trainer)] == [10, 11, 12, 13]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer()
+    take_steps(trainer, 2)
     trainer.save()
-    config = trainer.directory / "checkpoint" / "config.json"
-    best = config.read_text()
-    assert json.loads(best)["training"]["steps"] == 10
+    saved = weights(trainer)
     with torch.no_grad():
-        for master in trainer.optimizer.masters.values():
-            master.normal_()
-        trainer.optimizer.write_to_model()
-    trainer.step = 11
+        trainer.model.final_norm.weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"step 2: .* go on from it with a lower"):
+        take_steps(trainer, 1)
+    assert_same_weights(weights(trainer), saved)
+    again = make_trainer()
+    again.resume()
+    assert_same_weights(weights(again), saved)
+
+
+def test_a_full_disk_leaves_the_state_saved_before(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
     trainer.save()
-    assert config.read_text() == best
-    assert log_of(trainer)[-1]["step"] == 11
-    assert log_of(trainer)[-1]["held_out_diffusion"] > trainer.best
+    before = (trainer.directory / "state.pt").read_bytes()
+
+    def fill_disk(_state: object, file: Path) -> None:
+        file.write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer_module.torch, "save", fill_disk)
+    with pytest.raises(OSError, match=r"No space left.*the state saved before is intact"):
+        trainer.save()
+    assert (trainer.directory / "state.pt").read_bytes() == before
+    assert not (trainer.directory / "state.pt.draft").exists()
+
+
+def test_a_run_can_be_cooled_down_from_where_it_stands(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer()
+    trainer.seconds = 600.0
+    assert trainer.rate_factor == 1.0
+    trainer.cool_down(2.0)
+    assert trainer.rate_factor == 1.0
+    trainer.seconds = 660.0
+    assert trainer.rate_factor == pytest.approx(0.5)
+    assert not trainer.is_done
+    trainer.seconds = 720.0
+    assert trainer.rate_factor == 0.0
+    assert trainer.is_done
 
 
 def test_progress_is_reported_with_its_rate(
@@ -234,7 +284,9 @@ def test_a_damaged_state_is_named(make_trainer: Callable[..., Trainer]) -> None:
             trainer.resume()
 
 
-@pytest.mark.parametrize("figures", [{"minutes": 0.0}, {"learning_rate": -1e-3}])
+@pytest.mark.parametrize(
+    "figures", [{"minutes": 0.0}, {"learning_rate": -1e-3}, {"cooldown_minutes": 0.0}]
+)
 def test_a_run_without_time_or_rate_is_refused(figures: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         TrainingConfig(**figures)
