@@ -8,6 +8,7 @@ to be sharded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -43,7 +44,7 @@ def first_alone() -> Iterator[None]:
 
 def local_rank() -> int:
     """This process's number on its machine."""
-    return dist.get_node_local_rank(fallback_rank=0)
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def rank() -> int:

@@ -55,11 +55,13 @@ class MasterOptimizer:
         Returns the gradient's norm before clipping. Raises `FloatingPointError`, and changes
         nothing, when it is not finite.
         """
+        grads: list[Tensor] = []
         for name, parameter in self._parameters.items():
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            self.masters[name].grad = grad.float()
+            grads.append(grad.float())
+            self.masters[name].grad = grads[-1]
             parameter.grad = None
-        distributed.average([master.grad for master in self.masters.values()])
+        distributed.average(grads)
         norm = nn.utils.clip_grad_norm_(list(self.masters.values()), max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm.item()}")
