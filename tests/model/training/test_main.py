@@ -10,7 +10,7 @@ from model.checkpoint import load_checkpoint
 from model.denoiser import DenoiserConfig
 from model.training import __main__ as main_module
 from model.training import trainer as trainer_module
-from model.training.__main__ import main, parse_args
+from model.training.__main__ import main, parse_args, training_dtype
 from model.training.trainer import TrainingConfig
 
 TINY = ["--windows", "1", "--hidden-size", "64", "--layers", "1", "--vocab-size", "300"]
@@ -72,6 +72,52 @@ def test_training_can_start_from_another_runs_checkpoint_and_a_packed_corpus(
     ours, theirs = (load_checkpoint(tmp_path / name / "checkpoint") for name in ("two", "one"))
     assert ours[0].config == theirs[0].config
     assert ours[1].digest == theirs[1].digest
+
+
+def test_a_cooldown_ends_a_run_from_where_it_stands(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "REPORT_SECONDS", 0.0)
+    run = tmp_path / "run"
+    assert main([str(folder), "--out", str(run), *TINY, *minutes(0.002)]) == 0
+    before = rows(run)
+    cooldown = ["--cooldown", "0.01", "--minutes", "60", "--device", "cpu", "--windows", "1"]
+    assert main([str(folder), "--out", str(run), *cooldown]) == 0
+    after = rows(run)[len(before) :]
+    assert after[0]["step"] == before[-1]["step"] + 1
+    factors = [row["rate_factor"] for row in after if "rate_factor" in row]
+    assert factors == sorted(factors, reverse=True)
+    assert factors[-1] == 0.0
+    assert after[-1]["seconds"] >= before[-1]["seconds"] + 0.6
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(row) for row in (run / "log.jsonl").read_text().splitlines()]
+
+
+class TestTrainingDtype:
+    CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+    def test_is_what_was_asked_for(self) -> None:
+        assert training_dtype("float32", self.CUDA) is torch.float32
+        assert training_dtype("bfloat16", self.CPU) is torch.bfloat16
+
+    @pytest.mark.parametrize("faster", [torch.float32, torch.bfloat16])
+    def test_is_what_this_cpu_multiplies_faster(
+        self, monkeypatch: pytest.MonkeyPatch, faster: torch.dtype
+    ) -> None:
+        monkeypatch.setattr(
+            main_module, "_seconds_to_multiply", lambda dtype: 1.0 if dtype is faster else 2.0
+        )
+        assert training_dtype("auto", self.CPU) is faster
+
+    def test_is_bf16_on_a_gpu_without_asking_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(main_module, "_seconds_to_multiply")
+        assert training_dtype("auto", self.CUDA) is torch.bfloat16
+
+    def test_is_decided_by_timing_both(self) -> None:
+        for dtype in (torch.float32, torch.bfloat16):
+            assert 0 < main_module._seconds_to_multiply(dtype) < 10
 
 
 @pytest.mark.parametrize(
