@@ -19,6 +19,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from model.attention import (
     KeyValue,
@@ -27,6 +28,7 @@ from model.attention import (
     rotary_tables,
     rotate,
 )
+from model.flex_attention import flex_canvas_attention
 
 
 class Role(IntEnum):
@@ -125,7 +127,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm Transformer block."""
+    """Pre-norm Transformer block.
+
+    Its two methods are compiled one by one where that pays: all layers then share one graph.
+    """
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -134,12 +139,47 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
+    def encode(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        """One layer over L stream tokens (B, L, E); also keys and values, the past's included."""
+        q, k, v = self.attention.project(self.input_norm(x))
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        num_past = 0
+        if past is not None:
+            num_past = past[0].shape[2]
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        x = x + self.attention.output(context_attention(q, (k, v), num_past))
+        return x + self.feed_forward(self.ffn_norm(x)), (k, v)
+
+    def denoise(
+        self,
+        x: Tensor,
+        left: tuple[Tensor, Tensor],
+        right: tuple[Tensor, Tensor],
+        prefix: KeyValue,
+        suffix: KeyValue,
+        masks: tuple[Tensor | None, Tensor | None] | BlockMask,
+        canvas_size: int,
+    ) -> Tensor:
+        """One layer over N canvas slots (B, N, E), whose queries are rotated in two ways."""
+        q, k, v = self.attention.project(self.input_norm(x))
+        queries, canvas = (rotate(q, *left), rotate(q, *right)), (rotate(k, *left), v)
+        if isinstance(masks, BlockMask):
+            mixed = flex_canvas_attention(*queries, prefix, suffix, canvas, masks)
+        else:
+            mixed = canvas_attention(*queries, prefix, suffix, canvas, *masks, canvas_size)
+        x = x + self.attention.output(mixed)
+        return x + self.feed_forward(self.ffn_norm(x))
+
 
 class Denoiser(nn.Module):
     """The Transformer. `encode` context streams, then `denoise` canvases against them."""
 
     cos: Tensor
     sin: Tensor
+    is_compiled = False
+    """Whether training has compiled the layers for CUDA, where canvases then take a block mask."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -173,6 +213,11 @@ class Denoiser(nn.Module):
         scale = self.config.hidden_size**0.5
         return self.embedding(ids) * scale + self.role_embedding(roles)
 
+    def _rotation(self, positions_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, 1, N, D) at each slot's own position."""
+        cos, sin = (t[positions_BN].unsqueeze(1).to(dtype) for t in (self.cos, self.sin))
+        return cos, sin
+
     def encode(
         self, ids_BL: Tensor, role_B: Tensor | Role, past: list[KeyValue] | None = None
     ) -> tuple[Tensor, list[KeyValue]]:
@@ -187,15 +232,8 @@ class Denoiser(nn.Module):
         cos, sin = self.cos[window].to(x.dtype), self.sin[window].to(x.dtype)
         caches: list[KeyValue] = []
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.attention.project(block.input_norm(x))
-            k = rotate(k, cos, sin)
-            if past:
-                k = torch.cat((past[layer][0], k), dim=2)
-                v = torch.cat((past[layer][1], v), dim=2)
-            caches.append((k, v))
-            mixed = context_attention(rotate(q, cos, sin), (k, v), num_past)
-            x = x + block.attention.output(mixed)
-            x = x + block.feed_forward(block.ffn_norm(x))
+            x, cache = block.encode(x, (cos, sin), past[layer] if past else None)
+            caches.append(cache)
         return self.final_norm(x), caches
 
     def denoise(
@@ -210,6 +248,7 @@ class Denoiser(nn.Module):
         canvas_size: int,
         prefix_mask: Tensor | None = None,
         suffix_mask: Tensor | None = None,
+        block_mask: BlockMask | None = None,
     ) -> Tensor:
         """Hidden states (B, N, E) of K canvases of `canvas_size` slots against encoded streams.
 
@@ -220,28 +259,17 @@ class Denoiser(nn.Module):
         `left_BN` is a slot's position in the prefix stream (its length, then counting on);
         `right_BN` its position in the suffix stream: that stream's length for *every* slot, since
         how far a slot is from the suffix is unknown until the span's length is. Masks are additive
-        (B, 1, N, L); None means every context token is visible.
+        (B, 1, N, L); None means every context token is visible. Instead of both, training on CUDA
+        gives one `block_mask` (`model.flex_attention`).
         """
         slots_BKC = ids_BN.unflatten(1, (-1, canvas_size))
         shifted = torch.cat((before_BK[..., None], slots_BKC[..., :-1]), dim=-1)
         x = self._embed(shifted.flatten(1), Role.CANVAS)
-        left_BN = left_BN - 1
-        left = tuple(t[left_BN].unsqueeze(1).to(x.dtype) for t in (self.cos, self.sin))
-        right = tuple(t[right_BN].unsqueeze(1).to(x.dtype) for t in (self.cos, self.sin))
+        left = self._rotation(left_BN - 1, x.dtype)
+        right = self._rotation(right_BN, x.dtype)
+        masks = (prefix_mask, suffix_mask) if block_mask is None else block_mask
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.attention.project(block.input_norm(x))
-            mixed = canvas_attention(
-                rotate(q, *left),
-                rotate(q, *right),
-                prefix[layer],
-                suffix[layer],
-                (rotate(k, *left), v),
-                prefix_mask,
-                suffix_mask,
-                canvas_size,
-            )
-            x = x + block.attention.output(mixed)
-            x = x + block.feed_forward(block.ffn_norm(x))
+            x = block.denoise(x, left, right, prefix[layer], suffix[layer], masks, canvas_size)
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

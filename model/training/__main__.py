@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,6 +52,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=training.learning_rate)
     parser.add_argument("--windows", type=int, default=8, help="windows a batch")
+    parser.add_argument(
+        "--context-tokens", type=int, metavar="N",
+        help="length of each of a window's two streams (the model's own; 384 for a new one)",
+    )  # fmt: skip
     parser.add_argument("--hidden-size", type=int, default=denoiser.hidden_size)
     parser.add_argument("--layers", type=int, default=denoiser.num_layers)
     parser.add_argument("--vocab-size", type=int, default=denoiser.vocab_size)
@@ -123,6 +128,22 @@ def prepare_corpus(args: argparse.Namespace) -> Path:
     return corpus
 
 
+def denoiser_config(
+    vocab_size: int, hidden_size: int, layers: int, *, max_context: int
+) -> DenoiserConfig:
+    """A fresh model's sizes; all but the given ones follow from the hidden size."""
+    num_heads = max(1, hidden_size // HEAD_SIZE)
+    return DenoiserConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=layers,
+        num_heads=num_heads,
+        num_kv_heads=1 if num_heads % 2 else num_heads // 2,
+        ffn_size=3 * hidden_size,
+        max_context=max_context,
+    )
+
+
 def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoiser, CodeTokenizer]:
     """The starting point: this run's own checkpoint, `--from`, or fresh weights and tokenizer."""
     tokenizer_file = args.out / "tokenizer.json"
@@ -142,15 +163,11 @@ def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoi
         tokenizer = CodeTokenizer.train(sample, args.vocab_size)
         args.out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_file)
-    num_heads = max(1, args.hidden_size // HEAD_SIZE)
-    config = DenoiserConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=args.hidden_size,
-        num_layers=args.layers,
-        num_heads=num_heads,
-        num_kv_heads=1 if num_heads % 2 else num_heads // 2,
-        ffn_size=3 * args.hidden_size,
-        max_context=BatchShape().stream_tokens,
+    config = denoiser_config(
+        tokenizer.vocab_size,
+        args.hidden_size,
+        args.layers,
+        max_context=args.context_tokens or BatchShape().stream_tokens,
     )
     torch.manual_seed(0)
     return Denoiser(config), tokenizer
@@ -159,12 +176,15 @@ def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoi
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Run the command; returns the figures of its last line."""
     shape = BatchShape(windows=args.windows)
-    config = TrainingConfig(minutes=args.minutes, learning_rate=args.learning_rate, shape=shape)
+    config = TrainingConfig(minutes=args.minutes, learning_rate=args.learning_rate)
     with distributed.first_alone():  # packs the corpus and trains the tokenizer once
         corpus = prepare_corpus(args)
         documents = load_documents(corpus)
         held_out = load_documents(corpus, "heldout.jsonl.gz")
         model, tokenizer = prepare_model(args, [d.text for d in documents])
+    length = args.context_tokens or model.config.max_context
+    shape = replace(shape, stream_tokens=length)
+    model.config = replace(model.config, max_context=max(length, model.config.max_context))
     logger.info("corpus: %d files, %d held out", len(documents), len(held_out))
     trainer = Trainer(
         model,

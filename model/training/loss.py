@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from model.attention import KeyValue
 from model.denoiser import Denoiser, Role
+from model.flex_attention import canvas_block_mask
 from model.noise_schedule import LinearSchedule
 from model.training.data import NO_TARGET, Batch
 
@@ -95,9 +97,8 @@ def canvas_hidden(
     suffix: list[KeyValue],
 ) -> Tensor:
     """Hidden states (B, K·C, E) of the batch's canvases holding `canvas_BKC`."""
-    length, canvas_size = batch.prefix_ids.shape[1], canvas_BKC.shape[-1]
+    canvas_size = canvas_BKC.shape[-1]
     slots = torch.arange(canvas_size, device=canvas_BKC.device)
-    dtype = prefix[0][0].dtype
     return model.denoise(
         canvas_BKC.flatten(1),
         batch.prefix_ids.gather(1, batch.prefix_seen - 1),
@@ -106,9 +107,18 @@ def canvas_hidden(
         prefix,
         suffix,
         canvas_size=canvas_size,
-        prefix_mask=_visible(batch.prefix_seen, length, canvas_size, dtype),
-        suffix_mask=_visible(batch.suffix_seen, length, canvas_size, dtype),
+        **_masks(model, batch, canvas_size, prefix[0][0].dtype),
     )
+
+
+def _masks(
+    model: Denoiser, batch: Batch, canvas_size: int, dtype: torch.dtype
+) -> dict[str, Any]:  # of Denoiser.denoise, in the form that this model takes
+    seen, length = (batch.prefix_seen, batch.suffix_seen), batch.prefix_ids.shape[1]
+    if model.is_compiled:
+        return {"block_mask": canvas_block_mask(*seen, length, canvas_size)}
+    prefix_mask, suffix_mask = (_visible(s, length, canvas_size, dtype) for s in seen)
+    return {"prefix_mask": prefix_mask, "suffix_mask": suffix_mask}
 
 
 def _visible(seen_BK: Tensor, length: int, canvas_size: int, dtype: torch.dtype) -> Tensor:

@@ -14,9 +14,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
@@ -29,9 +29,10 @@ from model.checkpoint import save_checkpoint
 from model.denoiser import Denoiser
 from model.noise_schedule import LinearSchedule
 from model.tokenizer import CodeTokenizer
-from model.training import distributed
-from model.training.data import Batch, BatchShape, WindowSampler
-from model.training.loss import joint_loss
+from model.training import distributed, feed
+from model.training.compilation import compile_layers
+from model.training.data import Batch, WindowSampler
+from model.training.loss import LossTerms, joint_loss
 from model.training.optimizer import MasterOptimizer, rate_factor
 from model.training.progress import HeldOutScores, held_out_scores, sample_fills
 
@@ -54,7 +55,6 @@ class TrainingConfig:
     weight_decay: float = 0.05
     context_weight: float = 0.5
     """Share of the next-token loss beside the diffusion loss."""
-    shape: BatchShape = field(default_factory=BatchShape)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,6 +110,8 @@ class Trainer:
         Raises `FloatingPointError` when the loss is no longer finite.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        if self.device.type == "cuda":  # on a CPU it does not pay (docs/experiments.md)
+            compile_layers(self.model, self._try_out)
         reported_at = saved_at = self.seconds
         losses: list[StepFigures] = []
         bar = tqdm(
@@ -119,7 +121,7 @@ class Trainer:
             bar_format="{l_bar}{bar}| {elapsed}, ETA {remaining}{postfix}",
             disable=distributed.rank() > 0,
         )
-        with _stop_on_signal(self), self._prefetched() as batches, bar:
+        with _stop_on_signal(self), self._batches() as batches, bar:
             while not self.is_done and not self.stopping:
                 started = time.perf_counter()
                 losses.append(self._train_step(next(batches)))
@@ -146,8 +148,17 @@ class Trainer:
         self.seconds, stopping = distributed.largest(seconds, self.stopping, device=self.device)
         self.stopping = bool(stopping)
 
-    def _train_step(self, batch: Batch) -> StepFigures:
-        index = self.step * distributed.world_size() + distributed.rank()
+    @property
+    def _batch_number(self) -> int:
+        """Of this process's next batch; the processes deal them out in turn."""
+        return self.step * distributed.world_size() + distributed.rank()
+
+    def _batches(self) -> AbstractContextManager[Iterator[Batch]]:
+        workers = feed.num_workers(self.device)
+        stride = distributed.world_size()
+        return feed.numbered_batches(self.train, self._batch_number, stride, workers)
+
+    def _backward(self, batch: Batch) -> LossTerms:
         terms = joint_loss(
             self.model,
             batch.to(self.device),
@@ -155,9 +166,24 @@ class Trainer:
             schedule=self.schedule,
             context_weight=self.config.context_weight,
             # Noise of the step's own, as its batch is: a resumed run goes on as if never stopped.
-            generator=torch.Generator().manual_seed(self.config.seed + index),
+            generator=torch.Generator().manual_seed(self.config.seed + self._batch_number),
         )
         terms.total.backward()
+        return terms
+
+    def _try_out(self) -> None:
+        """Both passes over a batch of each canvas size, of which nothing remains."""
+        sizes = set(self.train.shape.canvas_sizes)
+        batches = map(self.train.batch, count())
+        while sizes:
+            batch = next(batches)
+            if batch.canvas_targets.shape[-1] in sizes:
+                self._backward(batch)
+                sizes.remove(batch.canvas_targets.shape[-1])
+        self.model.zero_grad()
+
+    def _train_step(self, batch: Batch) -> StepFigures:
+        terms = self._backward(batch)
         try:
             self.optimizer.step(self.rate_factor)
         except FloatingPointError as error:
@@ -246,22 +272,6 @@ class Trainer:
         row = {"step": self.step, "seconds": round(self.seconds, 1), **figures}
         with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    @contextmanager
-    def _prefetched(self) -> Iterator[Iterator[Batch]]:
-        """This process's batches, each made in a thread while the one before it is trained on."""
-        stride, index = distributed.world_size(), distributed.rank()
-        with ThreadPoolExecutor(max_workers=1) as pool:
-
-            def batches(step: int) -> Iterator[Batch]:
-                upcoming = pool.submit(self.train.batch, step * stride + index)
-                while True:
-                    step += 1
-                    batch = upcoming.result()
-                    upcoming = pool.submit(self.train.batch, step * stride + index)
-                    yield batch
-
-            yield batches(self.step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ def with_canvases(targets: list[list[int]], weights: list[list[float]]) -> Batch
 class Recorder:
     """A denoiser that remembers what its canvases came to."""
 
+    is_compiled = False
+
     def __init__(self, model: Denoiser) -> None:
         self.encode, self.logits, self._denoise = model.encode, model.logits, model.denoise
 
@@ -77,6 +79,8 @@ class Recorder:
 class Oracle:
     """Its hidden states are the logits: `certainty` nats above the rest for the right token of a
     stream, and of the canvas slots in `knows`."""
+
+    is_compiled = False
 
     def __init__(self, batch: Batch, certainty: float, knows: Tensor | None = None) -> None:
         streams = torch.cat((batch.prefix_targets, batch.suffix_targets))

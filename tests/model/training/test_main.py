@@ -11,6 +11,7 @@ from model.denoiser import DenoiserConfig
 from model.training import __main__ as main_module
 from model.training import trainer as trainer_module
 from model.training.__main__ import main, parse_args, training_dtype
+from model.training.data import BatchShape
 from model.training.trainer import TrainingConfig
 
 TINY = ["--windows", "1", "--hidden-size", "64", "--layers", "1", "--vocab-size", "300"]
@@ -166,7 +167,7 @@ def test_defaults_are_those_of_the_configs() -> None:
     training, denoiser = TrainingConfig(), DenoiserConfig(vocab_size=1)
     assert (args.minutes, args.learning_rate) == (training.minutes, training.learning_rate)
     assert (args.hidden_size, args.layers) == (denoiser.hidden_size, denoiser.num_layers)
-    assert args.windows == training.shape.windows
+    assert args.windows == BatchShape().windows
 
 
 def test_the_tokenizer_is_trained_on_a_bounded_amount_of_text(

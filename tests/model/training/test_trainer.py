@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def make_trainer(
             tokenizer,
             WindowSampler(documents, tokenizer, SHAPE, seed=0),
             WindowSampler(documents, tokenizer, SHAPE, seed=1),
-            TrainingConfig(minutes=minutes, learning_rate=0.01, shape=SHAPE),
+            TrainingConfig(minutes=minutes, learning_rate=0.01),
             tmp_path / name,
             torch.device("cpu"),
         )
@@ -228,6 +229,27 @@ def test_a_full_disk_leaves_the_state_saved_before(
         trainer.save()
     assert (trainer.directory / "state.pt").read_bytes() == before
     assert not (trainer.directory / "state.pt.draft").exists()
+
+
+def test_trying_out_runs_every_canvas_size_and_leaves_nothing_behind(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    sizes = (4, 8, 12)
+    trainer.train.shape = replace(SHAPE, canvas_sizes=sizes)
+    before = weights(trainer)
+    tried: list[int] = []
+    backward = trainer._backward
+    monkeypatch.setattr(
+        trainer,
+        "_backward",
+        lambda batch: (tried.append(batch.canvas_targets.shape[-1]), backward(batch))[1],
+    )
+    trainer._try_out()
+    assert sorted(tried) == [4, 8, 12]
+    assert all(p.grad is None for p in trainer.model.parameters())
+    assert trainer.step == 0
+    assert_same_weights(weights(trainer), before)
 
 
 def test_a_run_can_be_cooled_down_from_where_it_stands(
