@@ -92,6 +92,35 @@ def test_a_cooldown_ends_a_run_from_where_it_stands(
     assert after[-1]["seconds"] >= before[-1]["seconds"] + 0.6
 
 
+def test_a_model_remembers_the_longest_context_it_was_trained_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    sampler = main_module.WindowSampler
+
+    def recording(documents: object, tokenizer: object, shape: BatchShape, seed: int) -> object:
+        lengths.append(shape.stream_tokens)
+        return sampler(documents, tokenizer, shape, seed)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(main_module, "WindowSampler", recording)
+    start: list[str] = []
+    for name, options in (
+        ("new", ["--context-tokens", "48"]),
+        ("longer", ["--context-tokens", "96"]),
+        ("as it was", []),
+        ("shorter", ["--context-tokens", "64"]),
+    ):
+        run = tmp_path / name
+        arguments = [str(folder), "--out", str(run), *TINY, *options, *start]
+        assert main([*arguments, *minutes(0.001)]) == 0
+        start = ["--from", str(run / "checkpoint")]
+    assert lengths[::2] == [48, 96, 96, 64]
+    found = [
+        load_checkpoint(tmp_path / name / "checkpoint")[0] for name in ("as it was", "shorter")
+    ]
+    assert [model.config.max_context for model in found] == [96, 96]
+
+
 def rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(row) for row in (run / "log.jsonl").read_text().splitlines()]
 
