@@ -202,7 +202,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
         trainer.cool_down(args.cooldown)
     best = trainer.run()
     return {
-        "held_out_exact": round(best, 4),
+        "held_out_accuracy": round(best, 4),
         "steps": trainer.step,
         "minutes": round(trainer.seconds / 60, 2),
     }
@@ -241,8 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(figures))
     else:
         print(
-            f"{100 * figures['held_out_exact']:.1f} % of held-out holes exact in one forward after "
-            f"{figures['steps']} steps; "
+            f"{100 * figures['held_out_accuracy']:.1f} % of held-out tokens right in one forward "
+            f"after {figures['steps']} steps; "
             f"the best checkpoint is {args.out / 'checkpoint'}"
         )
     return 0

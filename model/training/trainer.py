@@ -217,8 +217,8 @@ class Trainer:
     def save(self) -> None:
         """Write `state.pt`; write `checkpoint/` too if this model is the best so far."""
         scores = self.score()
-        is_best = scores.exact > self.best
-        self.best = max(self.best, scores.exact)
+        is_best = scores.accuracy > self.best
+        self.best = max(self.best, scores.accuracy)
         if distributed.rank() > 0:
             return
         self._log(

@@ -42,7 +42,7 @@ def test_a_folder_of_code_becomes_a_checkpoint_and_the_run_can_be_prolonged(
     assert main([str(folder), "--out", str(run), "--json", *TINY, *minutes(0.005)]) == 0
     last_line = capsys.readouterr().out.splitlines()[-1]
     figures = json.loads(last_line)
-    assert set(figures) == {"held_out_exact", "steps", "minutes"}
+    assert set(figures) == {"held_out_accuracy", "steps", "minutes"}
     assert figures["steps"] >= 1
     model, tokenizer = load_checkpoint(run / "checkpoint")
     assert (model.config.hidden_size, model.config.num_layers) == (64, 1)

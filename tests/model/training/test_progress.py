@@ -107,6 +107,15 @@ def test_exact_is_the_share_of_holes_right_up_to_their_end(
     assert scores.exact == pytest.approx(4 / 5)
 
 
+def test_accuracy_is_the_share_of_tokens_and_first_ends_that_are_right(
+    tokenizer: CodeTokenizer, batch: Batch, predicted: Tensor
+) -> None:
+    model = fixed(predicted, tokenizer)
+    scores = held_out_scores(model, tokenizer, LinearSchedule(), [batch, batch])
+    # Of 3 + 2 + 1 + 5 + 4 slots, the end of the second canvas is missed.
+    assert scores.accuracy == pytest.approx(14 / 15)
+
+
 @pytest.mark.parametrize(("canvas", "slot"), [(0, 2), (3, 4), (4, 0), (4, 4), (2, 0)])
 def test_one_wrong_slot_before_the_end_makes_a_hole_wrong(
     tokenizer: CodeTokenizer, letters: list[int], batch: Batch, canvas: int, slot: int

@@ -169,7 +169,7 @@ def test_a_run_ends_when_its_time_is_up_and_its_best_model_can_be_loaded(
     )
     assert loaded_tokenizer.digest == tokenizer.digest
     trainer.model = model
-    assert trainer.score().exact == best
+    assert trainer.score().accuracy == best
 
 
 def test_a_finished_run_takes_no_further_step(make_trainer: Callable[..., Trainer]) -> None:
@@ -185,14 +185,15 @@ def test_the_checkpoint_stays_the_best_one(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer()
-    for step, exact in ((10, 0.5), (11, 0.25), (12, 0.75), (13, 0.75)):
+    for step, accuracy in ((10, 0.5), (11, 0.25), (12, 0.75), (13, 0.75)):
         trainer.step = step
-        monkeypatch.setattr(trainer, "score", lambda e=exact: HeldOutScores(1.0, 1.0, e))
+        scores = HeldOutScores(1.0, 1.0, accuracy, exact=1 - accuracy)
+        monkeypatch.setattr(trainer, "score", lambda s=scores: s)
         trainer.save()
     assert trainer.best == 0.75
     config = json.loads((trainer.directory / "checkpoint" / "config.json").read_text())
     assert config["training"]["steps"] == 12
-    assert config["training"]["held_out_exact"] == 0.75
+    assert config["training"]["held_out_accuracy"] == 0.75
     assert [row["step"] for row in log_of(trainer)] == [10, 11, 12, 13]
 
 
