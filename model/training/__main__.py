@@ -51,6 +51,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="resume the run only to let its learning rate fall to zero over this long",
     )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=training.learning_rate)
+    parser.add_argument(
+        "--certainty", type=float, default=training.certainty_weight, metavar="WEIGHT",
+        help="of the certainty loss, to teach a trained model few-step decoding: try 0.5",
+    )  # fmt: skip
     parser.add_argument("--windows", type=int, default=8, help="windows a batch")
     parser.add_argument(
         "--context-tokens", type=int, metavar="N",
@@ -176,7 +180,9 @@ def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoi
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Run the command; returns the figures of its last line."""
     shape = BatchShape(windows=args.windows)
-    config = TrainingConfig(minutes=args.minutes, learning_rate=args.learning_rate)
+    config = TrainingConfig(
+        minutes=args.minutes, learning_rate=args.learning_rate, certainty_weight=args.certainty
+    )
     with distributed.first_alone():  # packs the corpus and trains the tokenizer once
         corpus = prepare_corpus(args)
         documents = load_documents(corpus)

@@ -15,6 +15,9 @@ from model.flex_attention import canvas_block_mask
 from model.noise_schedule import LinearSchedule
 from model.training.data import NO_TARGET, Batch
 
+CERTAINTY_TEMPERATURE = 0.5
+"""As in dParallel. Below 1, predictions that are nearly sure have next to no entropy left."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
@@ -25,6 +28,8 @@ class LossTerms:
     """The bounded negative ELBO a slot (MDLM, arXiv 2406.07524, eq. 10)."""
     context: Tensor
     """Next-token cross-entropy over both streams."""
+    certainty: Tensor
+    """Entropy of the slots predicted right (`certainty_loss`); 0 where it has no weight."""
 
 
 def add_noise(
@@ -51,9 +56,10 @@ def joint_loss(
     mask_id: int,
     schedule: LinearSchedule,
     context_weight: float,
+    certainty_weight: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> LossTerms:
-    """Both losses of one batch, from one encoding of its windows."""
+    """The losses of one batch, from one encoding of its windows."""
     noisy, weights = add_noise(batch, mask_id, schedule, generator)
     hidden, prefix, suffix = encode_windows(model, batch)
     context = F.cross_entropy(
@@ -64,13 +70,30 @@ def joint_loss(
     hidden = canvas_hidden(model, batch, noisy, prefix, suffix)
     # Logits only where there is a loss: half the slots are not masked, and the head is dear.
     chosen = weights.flatten() > 0
-    losses = F.cross_entropy(
-        model.logits(hidden.flatten(0, 1)[chosen]).float(),
-        batch.canvas_targets.flatten()[chosen],
-        reduction="none",
-    )
-    diffusion = (losses * weights.flatten()[chosen]).sum() / batch.canvas_weights.sum().clamp(1)
-    return LossTerms(diffusion + context_weight * context, diffusion, context)
+    logits = model.logits(hidden.flatten(0, 1)[chosen]).float()
+    targets, num = batch.canvas_targets.flatten()[chosen], batch.canvas_weights.sum().clamp(1)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    diffusion = (losses * weights.flatten()[chosen]).sum() / num
+    total = diffusion + context_weight * context
+    certainty = torch.zeros_like(diffusion)
+    if certainty_weight:
+        shares = batch.canvas_weights.flatten()[chosen]
+        certainty = certainty_loss(logits, targets, shares) / num
+        total = total + certainty_weight * certainty
+    return LossTerms(total, diffusion, context, certainty)
+
+
+def certainty_loss(logits_MV: Tensor, targets_M: Tensor, shares_M: Tensor) -> Tensor:
+    """Entropy of the M masked slots' predictions where they are right, times their shares, summed.
+
+    Teaches few-step decoding: what the model knows it should know for sure, so that more slots can
+    be committed at once (certainty forcing, dParallel, arXiv 2509.26488; there on the model's own
+    trajectories, here on data). Slots weigh the same at every time, so that canvases masked most,
+    from which few steps start, have most of it.
+    """
+    logs = torch.log_softmax(logits_MV / CERTAINTY_TEMPERATURE, dim=-1)
+    entropy = -(logs.exp() * logs).sum(dim=-1)
+    return (entropy * shares_M * (logits_MV.argmax(dim=-1) == targets_M)).sum()
 
 
 def encode_windows(model: Denoiser, batch: Batch) -> tuple[Tensor, list[KeyValue], list[KeyValue]]:

@@ -55,6 +55,8 @@ class TrainingConfig:
     weight_decay: float = 0.05
     context_weight: float = 0.5
     """Share of the next-token loss beside the diffusion loss."""
+    certainty_weight: float = 0.0
+    """Share of the certainty loss: above 0 for a second stage that teaches few-step decoding."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class TrainingConfig:
             )
         if self.cooldown_minutes is not None and self.cooldown_minutes <= 0:
             raise ValueError(f"cooldown_minutes is {self.cooldown_minutes}; it must be above 0")
+        if self.certainty_weight < 0:
+            raise ValueError(f"certainty is {self.certainty_weight}; it must be 0 or more")
 
 
 class Trainer:
@@ -165,6 +169,7 @@ class Trainer:
             mask_id=self.tokenizer.mask_id,
             schedule=self.schedule,
             context_weight=self.config.context_weight,
+            certainty_weight=self.config.certainty_weight,
             # Noise of the step's own, as its batch is: a resumed run goes on as if never stopped.
             generator=torch.Generator().manual_seed(self.config.seed + self._batch_number),
         )
@@ -193,7 +198,8 @@ class Trainer:
             ) from error
         self.step += 1
         tokens = 2 * batch.prefix_ids.numel() + batch.canvas_targets.numel()
-        return StepFigures(terms.diffusion.item(), terms.context.item(), tokens)
+        losses = (terms.diffusion.item(), terms.context.item(), terms.certainty.item())
+        return StepFigures(*losses, tokens)
 
     def _report(self, steps: list[StepFigures], seconds: float, bar: tqdm) -> None:
         diffusion = sum(s.diffusion for s in steps) / len(steps)
@@ -203,9 +209,11 @@ class Trainer:
             f", diffusion {diffusion:.3f}, context {context:.3f}, "
             f"{rate:,.0f} tokens/s, step {self.step}"
         )
+        certainty = sum(s.certainty for s in steps) / len(steps)
         self._log(
             diffusion=round(diffusion, 4),
             context=round(context, 4),
+            certainty=round(certainty, 4),
             tokens_per_second=round(rate),
             rate_factor=round(self.rate_factor, 4),
         )
@@ -280,6 +288,7 @@ class StepFigures:
 
     diffusion: float
     context: float
+    certainty: float
     tokens: int
 
 

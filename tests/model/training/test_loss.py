@@ -14,7 +14,7 @@ from model.noise_schedule import LinearSchedule
 from model.tokenizer import CodeTokenizer
 from model.training.corpus import Document
 from model.training.data import NO_TARGET, Batch, BatchShape, WindowSampler
-from model.training.loss import add_noise, joint_loss
+from model.training.loss import add_noise, certainty_loss, joint_loss
 
 VOCAB, MASK, END, LANGUAGE = 40, 0, 1, 2
 SCHEDULE = LinearSchedule()
@@ -208,6 +208,40 @@ class TestJointLoss:
             if name == "role_embedding.weight":
                 assert (parameter.grad.abs().amax(dim=1) > 0).all()  # all three roles
             assert parameter.grad.abs().max() > 0, name
+
+
+class TestCertaintyLoss:
+    def test_is_the_tempered_entropy_of_right_slots_by_their_shares(self) -> None:
+        """Two tokens, of odds 3 to 1: at temperature 0.5, 9 to 1. The second slot is wrong."""
+        logits = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0], [0.0, 0.0]])
+        loss = certainty_loss(logits, torch.tensor([0, 1, 0]), torch.tensor([0.5, 1.0, 0.25]))
+        entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+        assert loss.item() == pytest.approx(0.5 * entropy + 0.25 * math.log(2))
+
+    def test_makes_right_slots_surer_and_leaves_wrong_ones_alone(self) -> None:
+        logits = torch.tensor([[1.0, 0.0, -1.0], [1.0, 0.0, -1.0]], requires_grad=True)
+        certainty_loss(logits, torch.tensor([0, 1]), torch.ones(2)).backward()
+        gradient = logits.grad
+        assert gradient is not None
+        assert gradient[0, 0] < 0  # descent raises the right one
+        assert (gradient[0, 1:] > 0).all()
+        assert (gradient[1] == 0).all()
+
+    def test_is_added_by_its_weight_and_is_zero_without_one(self) -> None:
+        batch = TestJointLoss.BATCH
+        knows = torch.tensor([[[1, 0, 0], [1, 0, 0]]])
+        oracle = Oracle(batch, certainty=2.0, knows=knows)
+        loss = TestJointLoss().loss
+        without, given = loss(oracle, batch), loss(oracle, batch, certainty_weight=0.25)
+        assert without.certainty.item() == 0.0
+        # Slots of share 1 each, out of 3.5, that are known, odds e^4 to 1 against 39 others.
+        sure = math.exp(4) / (math.exp(4) + VOCAB - 1)
+        rest = (1 - sure) / (VOCAB - 1)
+        entropy = -(sure * math.log(sure) + (VOCAB - 1) * rest * math.log(rest))
+        assert given.certainty.item() == pytest.approx(2 * entropy / 3.5, rel=1e-4)
+        expected = without.total.item() + 0.25 * given.certainty.item()
+        assert given.total.item() == pytest.approx(expected)
+        assert given.diffusion.equal(without.diffusion)
 
 
 class TestTrainingSeesWhatInferenceSees:

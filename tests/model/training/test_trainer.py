@@ -307,9 +307,31 @@ def test_a_damaged_state_is_named(make_trainer: Callable[..., Trainer]) -> None:
             trainer.resume()
 
 
+def test_the_certainty_loss_makes_a_trained_model_surer(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    pretrained = make_trainer()
+    take_steps(pretrained, 30)
+    pretrained.save()
+    certainties = {}
+    for weight in (0.0, 2.0):
+        trainer = make_trainer()
+        trainer.resume()
+        trainer.config = replace(trainer.config, certainty_weight=weight)
+        take_steps(trainer, 20)
+        trainer.config = replace(trainer.config, certainty_weight=1e-9)  # measured, not trained
+        certainties[weight] = sum(s.certainty for s in take_steps(trainer, 4)) / 4
+    assert certainties[2.0] < 0.8 * certainties[0.0]
+
+
 @pytest.mark.parametrize(
     "figures", [{"minutes": 0.0}, {"learning_rate": -1e-3}, {"cooldown_minutes": 0.0}]
 )
 def test_a_run_without_time_or_rate_is_refused(figures: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         TrainingConfig(**figures)
+
+
+def test_a_negative_certainty_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"certainty is -0\.5; it must be 0 or more"):
+        TrainingConfig(certainty_weight=-0.5)
