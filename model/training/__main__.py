@@ -34,7 +34,7 @@ TOKENIZER_CHARS = 20_000_000
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; defaults are those of the configs."""
-    training, denoiser = TrainingConfig(), DenoiserConfig(vocab_size=8192)
+    training = TrainingConfig()
     parser = argparse.ArgumentParser(
         prog="mezzotint train",
         description="Train an infill denoiser on local folders of code (or a packed corpus).",
@@ -56,13 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the certainty loss, to teach a trained model few-step decoding: try 0.5",
     )  # fmt: skip
     parser.add_argument("--windows", type=int, default=8, help="windows a batch")
-    parser.add_argument(
-        "--context-tokens", type=int, metavar="N",
-        help="length of each of a window's two streams (the model's own; 384 for a new one)",
-    )  # fmt: skip
-    parser.add_argument("--hidden-size", type=int, default=denoiser.hidden_size)
-    parser.add_argument("--layers", type=int, default=denoiser.num_layers)
-    parser.add_argument("--vocab-size", type=int, default=denoiser.vocab_size)
+    _add_sizes(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="to compute in")
     parser.add_argument(
@@ -74,6 +68,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="end with a JSON line")
     return parser.parse_args(argv)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    denoiser = DenoiserConfig(vocab_size=8192)
+    parser.add_argument(
+        "--context-tokens", type=int, metavar="N",
+        help="length of each of a window's two streams (the model's own; 384 for a new one)",
+    )  # fmt: skip
+    parser.add_argument("--hidden-size", type=int, default=denoiser.hidden_size)
+    parser.add_argument("--layers", type=int, default=denoiser.num_layers)
+    parser.add_argument("--vocab-size", type=int, default=denoiser.vocab_size)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -32,6 +32,12 @@ pytestmark = [
 CODE = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n" * 3
 
 
+@pytest.fixture(autouse=True)
+def _compile_anew() -> None:
+    """All models compile the same two functions, and torch gives up after eight variants of one."""
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> CodeTokenizer:
     return CodeTokenizer.train([CODE], 400)
