@@ -26,6 +26,7 @@ def folder(tmp_path: Path, code: str) -> Path:
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "stack.py").write_text(code)
+    (folder / "SOURCE.json").write_text('{"licence": "MIT"}')
     return folder
 
 
@@ -78,7 +79,8 @@ def test_training_can_start_from_another_runs_checkpoint_and_a_packed_corpus(
     [
         (["nowhere"], "not a folder: nowhere"),
         (["code", "nowhere"], "not a folder: nowhere"),
-        (["empty"], "no code files to train on in empty"),
+        (["empty"], "no permissive licence found in empty (unknown)"),
+        (["empty", "--any-licence"], "no code files to train on in empty"),
         (["code", "--minutes", "0"], "minutes (0.0) and learning_rate (0.003) must be above 0"),
         (["code", "--from", "nowhere"], "there is no checkpoint directory nowhere"),
         (["code", "--decontaminate", "code/stack.py"], "stack.py is no benchmark"),
