@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.api import CompletionError
-from model.evaluation import infilling
+from model.evaluation import calibration, generation, infilling, sweep
 from model.evaluation.sandbox import SandboxError
 
 COMMANDS = {
     "infilling": infilling,
+    "generation": generation,
+    "sweep": sweep,
+    "calibration": calibration,
 }
 """The subcommands, by name."""
 

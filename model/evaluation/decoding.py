@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from tqdm import tqdm
+
 from model import api
+
+logger = logging.getLogger(__name__)
 
 Policy = Literal["threshold", "entropy", "fixed", "left-to-right"]
 
@@ -50,13 +56,22 @@ class Decoding:
         return f"{self.policy}{parameter}{', oracle length' if self.oracle_length else ''}"
 
     def request(
-        self, *, prefix: str, suffix: str = "", language: str = "", middle: str = ""
+        self,
+        *,
+        prefix: str,
+        suffix: str = "",
+        language: str = "",
+        middle: str = "",
+        starts_file: bool = True,
+        ends_file: bool = True,
     ) -> api.InfillRequest:
         """The request for a hole that truly holds `middle`. The texts go in as they are, cut where
         the cursor is, also inside a word. An empty middle has no length to tell."""
         return api.InfillRequest(
             prefix=prefix,
             suffix=suffix,
+            starts_file=starts_file,
+            ends_file=ends_file,
             language=language,
             max_new_tokens=self.max_new_tokens,
             steps=self.steps,
@@ -83,31 +98,43 @@ class Fill:
     """In the engine."""
 
 
-async def fill(completer: api.Completer, request: api.InfillRequest) -> Fill:
-    """Fill one hole, greedily. Raises `CompletionError`."""
-    result = await completer.complete(request)
-    best = result.candidates[0]
-    return Fill(
-        text=best.text,
-        finished=best.finished,
-        confidence=best.confidence,
-        probabilities=best.probabilities,
-        forwards=result.forwards,
-        tokens=result.tokens,
-        ms=result.ms,
-    )
+def fill_all(
+    completer: api.Completer, requests: Sequence[api.InfillRequest]
+) -> tuple[list[Fill], bool]:
+    """Fill holes greedily, one after the other, so that times are those of a lone user; closes the
+    completer. Returns the fills, and whether Ctrl-C left the last requests without one.
 
-
-async def fill_all(
-    completer: api.Completer,
-    requests: Iterable[api.InfillRequest],
-    on_fill: Callable[[Fill], None],
-) -> None:
-    """Fill one hole after the other, so that times are those of a lone user; closes the
-    completer. What was handed to `on_fill` before an interruption stays good."""
+    Raises `CompletionError`, and `KeyboardInterrupt` when it came before the first fill.
+    """
+    fills: list[Fill] = []
     try:
-        for request in requests:
-            on_fill(await fill(completer, request))
+        asyncio.run(_fill_into(fills, completer, requests))
+    except KeyboardInterrupt:
+        if not fills:
+            raise
+        logger.warning("interrupted: going on with the %d holes that are filled", len(fills))
+        return fills, True
+    return fills, False
+
+
+async def _fill_into(
+    fills: list[Fill], completer: api.Completer, requests: Sequence[api.InfillRequest]
+) -> None:
+    try:
+        for request in tqdm(requests, desc="filling", unit="hole", smoothing=0.1):
+            result = await completer.complete(request)
+            best = result.candidates[0]
+            fills.append(
+                Fill(
+                    text=best.text,
+                    finished=best.finished,
+                    confidence=best.confidence,
+                    probabilities=best.probabilities,
+                    forwards=result.forwards,
+                    tokens=result.tokens,
+                    ms=result.ms,
+                )
+            )
     finally:
         await completer.close()
 
@@ -194,18 +221,20 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
     if len(named) > 1:
         raise ValueError(f"the options ask for {' and '.join(sorted(named))} at once; choose one")
     policy = named.pop() if named else "threshold"
-    parameters = {
-        name: value
-        for name, value in (("threshold", args.threshold), ("entropy_bound", args.entropy_bound))
-        if value is not None
-    }
-    return Decoding(policy=policy, steps=args.steps, **parameters, **length_options(args))
+    decoding = Decoding(
+        policy=policy,
+        steps=args.steps,
+        threshold=_DEFAULTS.threshold if args.threshold is None else args.threshold,
+        entropy_bound=_DEFAULTS.entropy_bound if args.entropy_bound is None else args.entropy_bound,
+    )
+    return with_lengths(decoding, args)
 
 
-def length_options(args: argparse.Namespace) -> dict[str, object]:
-    """`add_length_arguments`' options as arguments of `Decoding`."""
-    return {
-        "oracle_length": args.oracle_length,
-        "priority": args.priority,
-        "max_new_tokens": args.max_new_tokens,
-    }
+def with_lengths(decoding: Decoding, args: argparse.Namespace) -> Decoding:
+    """`decoding` with `add_length_arguments`' options."""
+    return replace(
+        decoding,
+        oracle_length=args.oracle_length,
+        priority=args.priority,
+        max_new_tokens=args.max_new_tokens,
+    )

@@ -7,8 +7,6 @@ cut off a fill that goes on too long, and its length is unknown to the model unl
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -31,8 +29,6 @@ from model.evaluation.problems import Problem, load_problems, single_lines, whol
 from model.evaluation.report import Figures, circumstances, percentile, share, write_report
 from model.evaluation.sandbox import Limits, Verdict, confinement, require, run_programs
 from model.evaluation.syntax import parses
-
-logger = logging.getLogger(__name__)
 
 CUTS: dict[str, Callable[[Iterable[Problem]], list[Problem]]] = {
     "single-line": single_lines,
@@ -81,11 +77,19 @@ class Score:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mezzotint evaluate infilling`."""
     add_task_arguments(parser)
+    add_cut_argument(parser)
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="write a full report, task by task"
     )
     add_policy_arguments(parser)
     add_model_arguments(parser)
+
+
+def add_cut_argument(parser: argparse.ArgumentParser) -> None:
+    """How tasks may be cut anew."""
+    parser.add_argument(
+        "--cut", choices=CUTS, help="cut other holes into HumanEval's functions than the file has"
+    )
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +99,6 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="FILE",
         help="problems: HumanEval, any HumanEval-Infilling split, or MultiPL-E (.jsonl, .jsonl.gz)",
     )  # fmt: skip
-    parser.add_argument(
-        "--cut", choices=CUTS, help="cut other holes into HumanEval's functions than the file has"
-    )
     parser.add_argument("--limit", type=int, metavar="N", help="only N tasks, evenly spread")
     parser.add_argument(
         "--seed", type=int, default=0, help="order in which things are done (%(default)s)"
@@ -111,12 +112,20 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
 def check_arguments(args: argparse.Namespace) -> None:
     """Check what no single option can tell. Raises `ValueError`, `InvalidRequestError`."""
     args.decoding = decoding_of(args)
+    check_task_arguments(args)
+
+
+def check_task_arguments(args: argparse.Namespace) -> None:
+    """Check `add_task_arguments`' options. Raises `ValueError`."""
+    limits_of(args)
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
 
 
 def run(args: argparse.Namespace) -> Figures:
     """Evaluate; returns the figures. Raises `OSError`, `ValueError`, `CompletionError`, and
     `SandboxError` when tests cannot be run."""
-    problems = load_tasks(args)
+    problems = load_tasks(args, CUTS[args.cut] if args.cut else list)
     return evaluate(args, problems, lambda _, fill: fill)
 
 
@@ -131,7 +140,8 @@ def evaluate(
     for language in sorted({problem.language for problem in problems}):
         require(language)
     order = random.Random(args.seed).sample(range(len(problems)), len(problems))
-    fills, interrupted = _fill([problems[i] for i in order], args.decoding, open_completer(args))
+    requests = [request_for(problems[i], args.decoding) for i in order]
+    fills, interrupted = fill_all(open_completer(args), requests)
     done = sorted(zip(order, fills, strict=False), key=lambda pair: pair[0])
     scores = judge([(problems[i], finish(problems[i], fill)) for i, fill in done], limits_of(args))
     figures = summary(scores)
@@ -148,44 +158,20 @@ def evaluate(
     return figures
 
 
-def load_tasks(args: argparse.Namespace) -> list[Problem]:
+def load_tasks(
+    args: argparse.Namespace, cut: Callable[[Iterable[Problem]], list[Problem]]
+) -> list[Problem]:
     """The tasks that `add_task_arguments`' options name. Raises `OSError`, `ValueError`."""
-    problems = load_problems(args.data)
-    if args.cut is not None:
-        problems = CUTS[args.cut](problems)
-    if args.limit is not None:
-        if args.limit < 1:
-            raise ValueError(f"--limit is {args.limit}; it must be at least 1")
-        count = min(args.limit, len(problems))
-        problems = [problems[i * len(problems) // count] for i in range(count)]
-    return problems
+    problems = cut(load_problems(args.data))
+    count = len(problems) if args.limit is None else min(args.limit, len(problems))
+    return [problems[i * len(problems) // count] for i in range(count)]
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
     """What a task's tests may use. Raises `ValueError`."""
+    if args.timeout < 1:
+        raise ValueError(f"--timeout is {args.timeout}; it must be at least 1 second")
     return Limits(cpu_s=args.timeout, wall_s=4.0 * args.timeout)
-
-
-def _fill(
-    problems: Sequence[Problem], decoding: Decoding, completer: api.Completer
-) -> tuple[list[Fill], bool]:
-    """A fill for each problem, and whether Ctrl-C left some of them without."""
-    fills: list[Fill] = []
-    requests = [request_for(problem, decoding) for problem in problems]
-    with tqdm(total=len(requests), desc="filling", unit="task") as progress:
-
-        def on_fill(fill: Fill) -> None:
-            fills.append(fill)
-            progress.update()
-
-        try:
-            asyncio.run(fill_all(completer, requests, on_fill))
-        except KeyboardInterrupt:
-            if not fills:
-                raise
-            logger.warning("interrupted: scoring the %d tasks that are filled", len(fills))
-            return fills, True
-    return fills, False
 
 
 def request_for(problem: Problem, decoding: Decoding) -> api.InfillRequest:
@@ -202,9 +188,7 @@ def judge(pairs: Sequence[tuple[Problem, Fill]], limits: Limits) -> list[Score]:
     """Run the tests of each filled problem, equal programs once."""
     programs = {(p.language, p.program(fill.text)): None for p, fill in pairs}
     with tqdm(total=len(programs), desc="testing", unit="program") as progress:
-        verdicts = run_programs(
-            list(programs), limits=limits, on_done=lambda _: progress.update() and None
-        )
+        verdicts = run_programs(list(programs), limits=limits, on_done=progress.update)
     verdict_of = dict(zip(programs, verdicts, strict=True))
     return [
         Score(problem=p, fill=fill, verdict=verdict_of[p.language, p.program(fill.text)])

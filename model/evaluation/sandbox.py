@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -37,6 +38,7 @@ _PYTHON = getattr(sys, "_base_executable", None) or sys.executable  # no virtual
 _FIRST_USER = 1_000_000_000
 """User ids from here on belong to nobody; each child of root gets one of its own."""
 _OUTPUT_SHOWN = 4096
+_NAMES_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 _NO_SOCKETS = """\
 import runpy, sys
@@ -129,7 +131,7 @@ def run_programs(
     *,
     limits: Limits | None = None,
     workers: int | None = None,
-    on_done: Callable[[Verdict], None] | None = None,
+    on_done: Callable[[], object] | None = None,
 ) -> list[Verdict]:
     """Run (language, program) pairs, a few at a time; their verdicts, in order.
 
@@ -145,7 +147,7 @@ def run_programs(
             for future in running:
                 verdicts.append(future.result())
                 if on_done is not None:
-                    on_done(verdicts[-1])
+                    on_done()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -226,8 +228,14 @@ def _run(language: str, program: str, limits: Limits, shut_in: Confinement) -> V
         return Verdict("passed", "")
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGXCPU, 128 + signal.SIGXCPU):
         return Verdict("timed out", f"used up {limits.cpu_s} s of CPU time")
-    lines = errors.strip().splitlines()
-    return Verdict("failed", lines[-1][:200] if lines else f"ended early, exit status {status}")
+    return Verdict("failed", _reason(errors) or f"ended early, exit status {status}")
+
+
+def _reason(errors: str) -> str:
+    """The line that names the error: Python's last one; Node goes on after it."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    named = [line for line in lines if _NAMES_ERROR.match(line)]
+    return (named or lines or [""])[-1].strip()[:200]
 
 
 def _command(how: Language, shut_in: Confinement) -> list[str]:
