@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write STEM.json and STEM.png (%(default)s)",
     )  # fmt: skip
     add_policy_arguments(parser)
+    parser.set_defaults(max_new_tokens=64)  # no hole is longer than a line
     add_model_arguments(parser)
 
 

@@ -210,17 +210,18 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
 
     Raises `ValueError` for options of two policies.
     """
-    given = {
+    given: dict[Policy, object] = {
         "fixed": args.steps,
         "threshold": args.threshold,
         "entropy": args.entropy_bound,
         "left-to-right": args.autoregressive or None,
     }
-    named = {policy for policy, value in given.items() if value is not None}
-    named |= {args.policy} - {None}
+    named: set[Policy] = {policy for policy, value in given.items() if value is not None}
+    if args.policy is not None:
+        named.add(args.policy)
     if len(named) > 1:
         raise ValueError(f"the options ask for {' and '.join(sorted(named))} at once; choose one")
-    policy = named.pop() if named else "threshold"
+    policy: Policy = named.pop() if named else "threshold"
     decoding = Decoding(
         policy=policy,
         steps=args.steps,
