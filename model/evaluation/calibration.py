@@ -249,7 +249,7 @@ def thresholds(curve: ShownCurve) -> list[Figures]:
 def _draw(
     rated: Mapping[str, Reliability], curve: ShownCurve, num_holes: int, args: argparse.Namespace
 ) -> None:
-    note = f"{num_holes} holes in held-out files, greedy, {args.decoding.label}"
+    note = f"{num_holes} holes in real files, greedy, {args.decoding.label}"
     drawn, (left, right) = plot.figure(2, "What a confidence is worth", note)
     _draw_reliability(left, rated)
     _draw_curve(right, curve)
@@ -269,17 +269,19 @@ def _draw_reliability(ax: Any, rated: Mapping[str, Reliability]) -> None:
     ax.set(
         xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="share of fills that are exact"
     )
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    ax.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _draw_curve(ax: Any, curve: ShownCurve) -> None:
     ax.plot(100 * curve.shown, 100 * curve.precision, color=plot.BLUE, linewidth=2)
-    for minimum in (0.1, 0.3, 0.5, 0.7, 0.9):
+    labelled = -1
+    for minimum in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
         count = int((curve.threshold >= minimum).sum())
-        if count:
+        if count and count != labelled:
             point = (100 * curve.shown[count - 1], 100 * curve.precision[count - 1])
             ax.scatter(*point, s=26, color=plot.BLUE, zorder=3)
-            ax.annotate(f"≥ {minimum:g}", point, xytext=(6, 5), textcoords="offset points",
+            ax.annotate(f"≥ {minimum:g}", point, xytext=(7, 3), textcoords="offset points",
                         fontsize=8, color=plot.INK)  # fmt: skip
-    ax.set(xlim=(0, None), ylim=(0, 103), xlabel="% of holes where a text is shown",
+            labelled = count
+    ax.set(xlim=(0, None), ylim=(0, 106), xlabel="% of holes where a text is shown",
            ylabel="% of shown texts that are exact")  # fmt: skip

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from model.evaluation.problems import read_records
-from model.training.corpus import LANGUAGE_OF_SUFFIX
+
+LANGUAGE_OF_SUFFIX = {
+    ".py": "python", ".js": "javascript", ".mjs": "javascript", ".jsx": "javascript",
+    ".ts": "typescript", ".tsx": "typescript", ".go": "go", ".rs": "rust", ".java": "java",
+    ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp",
+}  # fmt: skip
+"""The files that are taken from folders: the languages that the shipped model knows."""
 
 CONTEXT_CHARS = 8192
 """Text on either side of a hole; more than the model sees."""
@@ -97,6 +103,8 @@ def _read(path: Path) -> SourceText:
 def _read_packed(path: Path) -> list[SourceText]:
     sources: list[SourceText] = []
     for where, record in read_records(path):
+        if "format" in record and not sources:
+            continue  # the shard's own header
         for field in ("text", "language"):
             if not isinstance(record.get(field), str):
                 raise ValueError(f"{where}: the field {field!r} is missing or no text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 INK, MUTED, GRID = "#1f2328", "#6e7781", "#e4e7eb"
@@ -21,7 +22,7 @@ def figure(num_panels: int, title: str, note: str) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(9.6, 4.4), dpi=160, layout="constrained", facecolor="white")
-    drawn.get_layout_engine().set(wspace=0.06, rect=(0, 0.05, 1, 0.95))  # type: ignore[union-attr]
+    drawn.get_layout_engine().set(wspace=0.06, rect=(0, 0.075, 1, 0.925))  # type: ignore[union-attr]
     axes = list(drawn.subplots(1, num_panels, squeeze=False)[0])
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
@@ -32,7 +33,7 @@ def figure(num_panels: int, title: str, note: str) -> tuple[Any, list[Any]]:
         ax.xaxis.label.set(color=INK, size=10)
         ax.yaxis.label.set(color=INK, size=10)
     drawn.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
-    drawn.text(0.012, 0.012, note, fontsize=7.5, color=MUTED)
+    drawn.text(0.012, 0.012, fill(note, 170), fontsize=7.5, color=MUTED)
     return drawn, axes
 
 

@@ -160,8 +160,8 @@ def _draw(points: Sequence[Figures], num_tasks: int, args: argparse.Namespace) -
     cut = f" cut {args.cut}" if args.cut else ""
     length = "length told by an oracle" if args.oracle_length else "length unknown to the model"
     note = (
-        f"{num_tasks} tasks of {args.data.name}{cut}, {length}. Solid: pass@1 with 95 % interval, "
-        "dashed: exact match. Left to right: the same weights, one token a forward."
+        f"{num_tasks} tasks of {args.data.name}{cut}, {length}. Solid: pass@1 with its 95 % "
+        "interval, dashed: exact match. Left to right: the same weights, one token a forward."
     )
     drawn, axes = plot.figure(2, "Quality against the cost of a fill", note)
     for ax, x, label in (
@@ -184,9 +184,11 @@ def _draw_panel(ax: Any, points: Sequence[Figures], x: str, num_tasks: int) -> N
             passed = [100 * p["pass_at_1"] for p in series]
             exact = [100 * p["exact_match"] for p in series]
             ax.plot(at, exact, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=0.8)
-            ax.errorbar(at, passed, _interval(passed, num_tasks), color=colour, marker=marker,
-                        markersize=5, linewidth=1.8, elinewidth=0.8, ecolor=(*_rgb(colour), 0.35),
-                        label=name)  # fmt: skip
+            low, high = _interval(passed, num_tasks)
+            ax.fill_between(at, low, high, color=colour, alpha=0.1, linewidth=0)
+            ax.plot(
+                at, passed, color=colour, marker=marker, markersize=5, linewidth=1.8, label=name
+            )
     baseline = next(p for p in points if p["policy"] == "left-to-right")
     for key, style in (("pass_at_1", "-"), ("exact_match", (0, (3, 2)))):
         ax.axhline(100 * baseline[key], color=plot.INK, linewidth=1, linestyle=style, alpha=0.55)
@@ -195,21 +197,16 @@ def _draw_panel(ax: Any, points: Sequence[Figures], x: str, num_tasks: int) -> N
 
 
 def _interval(percents: Sequence[float], n: int) -> tuple[list[float], list[float]]:
-    """Distances down and up to Wilson's 95 % interval of shares of `n` tasks, in percent."""
-    down: list[float] = []
-    up: list[float] = []
+    """Lower and upper ends of Wilson's 95 % interval of shares of `n` tasks, all in percent."""
+    low: list[float] = []
+    high: list[float] = []
     for percent in percents:
         share, z2 = percent / 100, 1.96**2
         centre = (share + z2 / (2 * n)) / (1 + z2 / n)
         half = sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-        down.append(max(0.0, percent - 100 * (centre - half)))
-        up.append(max(0.0, 100 * (centre + half) - percent))
-    return down, up
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return red, green, blue
+        low.append(100 * (centre - half))
+        high.append(100 * (centre + half))
+    return low, high
 
 
 def _plain_ticks(ax: Any) -> None:

@@ -64,7 +64,9 @@ class TestLoading:
         (tmp_path / "src" / "notes.txt").write_text("no code\n")
         packed = tmp_path / "heldout.jsonl.gz"
         record = {"text": "fn main() {}\n", "language": "rust", "source": "crate"}
-        packed.write_bytes(gzip.compress(json.dumps(record).encode()))
+        header = {"format": 2, "files": 1}
+        lines = f"{json.dumps(header)}\n{json.dumps(record)}\n"
+        packed.write_bytes(gzip.compress(lines.encode()))
         sources = load_sources([tmp_path / "src" / "a.py", tmp_path / "src", packed])
         assert [(s.language, s.text) for s in sources] == [
             ("python", "x = 1\n"),
