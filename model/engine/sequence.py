@@ -78,7 +78,7 @@ class FilledHoles:
         step count as independent. 0 where nothing was decided.
 
         Of mean, geometric mean, minimum and product, the product came nearest to how often a fill
-        is exact (docs/evaluation.md).
+        is exact (docs/experiments.md).
         """
         return prod(self.probabilities) if self.probabilities else 0.0
 

@@ -33,6 +33,8 @@ from model.evaluation.holes import Hole, cut_holes, load_sources
 from model.evaluation.report import Figures, circumstances, share, write_report
 
 NUM_BINS = 10
+MIN_DRAWN = 5
+"""Fewer fills than this make no point in the plot; the report has them all."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -249,10 +251,13 @@ def thresholds(curve: ShownCurve) -> list[Figures]:
 def _draw(
     rated: Mapping[str, Reliability], curve: ShownCurve, num_holes: int, args: argparse.Namespace
 ) -> None:
-    note = f"{num_holes} holes in real files, greedy, {args.decoding.label}"
+    note = (
+        f"{num_holes} holes in real files, greedy, {args.decoding.label}. "
+        f"Bins and thresholds of fewer than {MIN_DRAWN} fills are not drawn."
+    )
     drawn, (left, right) = plot.figure(2, "What a confidence is worth", note)
     _draw_reliability(left, rated)
-    _draw_curve(right, curve)
+    _draw_curve(right, curve, num_holes)
     plot.save(drawn, args.out.with_suffix(".png"))
 
 
@@ -260,28 +265,32 @@ def _draw_reliability(ax: Any, rated: Mapping[str, Reliability]) -> None:
     ax.plot([0, 1], [0, 1], color=plot.MUTED, linewidth=1, linestyle=(0, (4, 3)))
     colours = (plot.BLUE, plot.GREEN, plot.ORANGE, plot.PURPLE)
     for (name, result), colour in zip(rated.items(), colours, strict=True):
-        said, was, sizes = (np.array(column) for column in zip(*result.bins, strict=True))
         chosen = name == "product"
+        bins = [b for b in result.bins if b[2] >= MIN_DRAWN]
+        said, was, sizes = (np.array([b[i] for b in bins]) for i in range(3))
         ax.plot(said, was, color=colour, linewidth=2 if chosen else 1.1,
                 alpha=1 if chosen else 0.75, label=f"{name} (ECE {result.ece:.3f})")  # fmt: skip
-        area = 18 + 160 * sizes / sizes.sum() if chosen else 10
+        area = 18 + 160 * sizes / max(sizes.sum(), 1) if chosen else 10
         ax.scatter(said, was, s=area, color=colour, alpha=0.9 if chosen else 0.75, zorder=3)
-    ax.set(
-        xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="share of fills that are exact"
-    )
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence",
+           ylabel="share of fills that are exact")  # fmt: skip
     ax.legend(frameon=False, fontsize=8, loc="best")
 
 
-def _draw_curve(ax: Any, curve: ShownCurve) -> None:
-    ax.plot(100 * curve.shown, 100 * curve.precision, color=plot.BLUE, linewidth=2)
-    labelled = -1
-    for minimum in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
-        count = int((curve.threshold >= minimum).sum())
-        if count and count != labelled:
-            point = (100 * curve.shown[count - 1], 100 * curve.precision[count - 1])
-            ax.scatter(*point, s=26, color=plot.BLUE, zorder=3)
+def _draw_curve(ax: Any, curve: ShownCurve, num_holes: int) -> None:
+    enough = curve.shown * num_holes >= MIN_DRAWN - 0.5
+    shown, precision = 100 * curve.shown[enough], 100 * curve.precision[enough]
+    ax.plot(shown, precision, color=plot.BLUE, linewidth=2)
+    last = (np.inf, np.inf)
+    for minimum in (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05):
+        count = int((curve.threshold[enough] >= minimum).sum())
+        if not count:
+            continue
+        point = (float(shown[count - 1]), float(precision[count - 1]))
+        ax.scatter(*point, s=26, color=plot.BLUE, zorder=3)
+        if max(abs(point[0] - last[0]), abs(point[1] - last[1])) >= 5:
             ax.annotate(f"≥ {minimum:g}", point, xytext=(7, 3), textcoords="offset points",
                         fontsize=8, color=plot.INK)  # fmt: skip
-            labelled = count
+            last = point
     ax.set(xlim=(0, None), ylim=(0, 106), xlabel="% of holes where a text is shown",
            ylabel="% of shown texts that are exact")  # fmt: skip

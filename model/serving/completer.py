@@ -104,17 +104,7 @@ class EngineCompleter:
             ),
             layout=CanvasLayout.for_holes(first, between, len(typed)),
             typed=typed,
-            params=tuple(
-                SamplingParams(
-                    steps=request.steps,
-                    policy=request.policy,
-                    threshold=request.threshold,
-                    entropy_bound=request.entropy_bound,
-                    temperature=request.temperature if index else 0.0,
-                    seed=request.seed + index,
-                )
-                for index in range(request.candidates)
-            ),
+            params=_sampling_params(request),
             max_new_tokens=max_new_tokens,
             known_length=request.length_of is not None,
             urgent=request.priority == "manual",
@@ -149,6 +139,21 @@ class EngineCompleter:
             for i in sequence.canvas
         )
         return Frame(step=sequence.step, slots=slots)
+
+
+def _sampling_params(request: InfillRequest) -> tuple[SamplingParams, ...]:
+    """One a candidate; the first is greedy."""
+    return tuple(
+        SamplingParams(
+            steps=request.steps,
+            policy=request.policy,
+            threshold=request.threshold,
+            entropy_bound=request.entropy_bound,
+            temperature=request.temperature if index else 0.0,
+            seed=request.seed + index,
+        )
+        for index in range(request.candidates)
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ class TestScores:
     def test_a_fill_that_breaks_the_syntax_does_not_parse(self, problem: Problem) -> None:
         (score,) = judge([(problem, filled("ber in ("))], Limits())
         assert (score.verdict.outcome, score.parses) == ("failed", False)
+
+    @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+    def test_a_multipl_e_problem_is_judged_in_its_language(
+        self, write_problems: WriteProblems, multipl_e: dict[str, Any]
+    ) -> None:
+        (problem,) = load_problems(write_problems(multipl_e))
+        texts = ("  return numbers.reduce((a, b) => a + b, 0);\n}\n", "  return 3 + 1;\n}\n")
+        right, wrong = judge([(problem, filled(text)) for text in texts], Limits())
+        assert (right.verdict.outcome, right.parses) == ("passed", True)
+        assert (wrong.verdict.outcome, wrong.parses) == ("failed", True)
 
     def test_the_summary_has_the_shares_and_costs(self, problem: Problem) -> None:
         texts = [problem.middle, problem.middle, "", problem.middle + "("]
