@@ -1,0 +1,74 @@
+"""`mezzotint evaluate`: how good is the model? Also `python -m model.evaluation`.
+
+Each subcommand is a module with `add_arguments(parser)`, `check_arguments(args)` and
+`run(args)`, whose figures go out as the last line with `--json`, and as a table without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from model.api import CompletionError
+from model.evaluation import calibration, generation, infilling, sweep
+from model.evaluation.sandbox import SandboxError
+
+COMMANDS = {
+    "infilling": infilling,
+    "generation": generation,
+    "sweep": sweep,
+    "calibration": calibration,
+}
+"""The subcommands, by name."""
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; exits with 2 on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="mezzotint evaluate", description="Measure how good the model is."
+    )
+    commands = parser.add_subparsers(metavar="WHAT", dest="command", required=True)
+    for name, module in COMMANDS.items():
+        about = (module.__doc__ or "").partition("\n")[0]
+        command = commands.add_parser(name, help=about, description=about)
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="end with a JSON line")
+        command.set_defaults(module=module, parser=command)
+    args = parser.parse_args(argv)
+    args.argv = list(argv)
+    try:
+        args.module.check_arguments(args)
+    except (ValueError, CompletionError) as error:
+        args.parser.error(str(error))
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = parse_args(list(sys.argv[1:] if argv is None else argv))
+    try:
+        figures = args.module.run(args)
+    except (ValueError, OSError, CompletionError, SandboxError) as error:
+        print(f"mezzotint evaluate: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        _print_table(figures)
+    return 0
+
+
+def _print_table(figures: Mapping[str, Any]) -> None:
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name:<{width}}  {text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
