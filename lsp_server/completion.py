@@ -399,7 +399,7 @@ class CompletionSession:
             raise EngineUnavailableError("the engine did not answer in time") from None
         self._debounce.observe((time.monotonic() - started) * 1000)
         if completion.suggestions:
-            history = self._shown.setdefault(snapshot.document, deque(maxlen=_HISTORY))
+            history = self._shown.setdefault(snapshot.document, deque(maxlen=HISTORY))
             history.appendleft(_Shown(context, completion.suggestions, explicit))
         return completion
 
@@ -430,7 +430,7 @@ class CompletionSession:
         return (self._debounce.delay_ms if setting == "adaptive" else setting) / 1000
 
 
-_HISTORY = 16
+HISTORY = 16
 """Answers remembered per document: going back a few edits finds the old suggestion again."""
 
 

@@ -1,0 +1,1 @@
+"""How good the model and its language server are: one module a measurement."""
