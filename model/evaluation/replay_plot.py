@@ -41,22 +41,23 @@ def plot_curve(
         _line(lower, x, [p["keystrokes_saved"] for p in curve], SAVED, "keystrokes saved")
         lower.set_ylim(bottom=min(0, *lower.get_ylim()))
         lower.set_xlabel("minConfidence")
-        for axes in (upper, lower):
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        for axes, decimals in ((upper, 0), (lower, None)):  # few keystrokes may be saved
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=decimals))
             axes.axvline(min_confidence, color=MUTED, linewidth=0.8, linestyle=":")
             axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
             axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.spines["bottom"].set_color("#cbd2d9")
             axes.tick_params(length=0, colors=MUTED)
-            axes.set_xlim(0, 1)
+            axes.set_xlim(-0.01, 1.01)
             axes.legend(frameon=False, loc="best", labelcolor="linecolor")
         figure.suptitle(
-            "What a replay comes to, by the confidence below which nothing is shown\n",
+            "What a replay comes to, by the confidence below which nothing is shown",
             x=0.02, ha="left", fontsize=13, fontweight="bold",
         )  # fmt: skip
         upper.set_title(
             f"{figures['regions']} regions, {figures['keystrokes']:,} keystrokes; dotted: the "
             f"setting in force ({min_confidence:g}); dashed: {PRECISION_BAR:.0%} precision",
-            loc="left", fontsize=10, color=MUTED,
+            loc="left", fontsize=10, color=MUTED, pad=10,
         )  # fmt: skip
         try:
             figure.savefig(path, dpi=160, format="png")
@@ -67,4 +68,6 @@ def plot_curve(
 def _line(axes: Any, x: Sequence[float], y: Sequence[float | None], color: str, label: str) -> None:
     # Where nothing is shown, there is no precision: a gap in the line.
     known = [float("nan") if value is None else value for value in y]
-    axes.plot(x, known, color=color, linewidth=2, marker="o", markersize=3.5, label=label)
+    axes.plot(
+        x, known, color=color, linewidth=2, marker="o", markersize=3.5, label=label, clip_on=False
+    )
