@@ -273,8 +273,14 @@ def _closes_own(text: str, start: int) -> bool:
 
 
 def _repeats(text: str, following: str) -> bool:
-    """Whether the document goes on with exactly the lines of `text`."""
+    """Whether the document goes on with exactly the lines of `text`.
+
+    Lines of brackets alone often follow each other: whether one is too many is for the syntax
+    check to say.
+    """
     ahead, lines = following.lstrip(), text.strip()
+    if not lines.strip(")]}"):
+        return False
     return ahead.startswith(lines) and not ahead[len(lines) :].partition("\n")[0].strip()
 
 
