@@ -116,11 +116,12 @@ class _Baseline:
         parts = tuple(map(_utf8, (context.prefix, *context.between, context.suffix)))
         baseline = cls(context, parser, parts, parser.parse(b"".join(parts)))
         baseline.fewest_errors = baseline._fewest_errors("")
-        if baseline.fewest_errors:
-            for owed in _possibly_owed(context.prefix):
-                fewest = baseline._fewest_errors(owed)
-                if fewest < baseline.fewest_errors:
-                    baseline.fewest_errors, baseline.owed = fewest, owed
+        for owed in _possibly_owed(context.prefix):
+            if baseline.fewest_errors == 0:
+                break  # the usual case: nothing is owed
+            fewest = baseline._fewest_errors(owed)
+            if fewest < baseline.fewest_errors:
+                baseline.fewest_errors, baseline.owed = fewest, owed
         return baseline
 
     def _fewest_errors(self, owed: str) -> int:
