@@ -1,7 +1,8 @@
 """`mezzotint evaluate`: how good is the model? Also `python -m model.evaluation`.
 
 Each subcommand is a module with `add_arguments(parser)`, `check_arguments(args)` and
-`run(args)`, whose figures go out as the last line with `--json`, and as a table without.
+`run(args)`, whose figures go out as the last line with `--json`, and as a table without. `replay`,
+which drives a language server and not a model, has a command line of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ COMMANDS = {
     "sweep": sweep,
     "calibration": calibration,
 }
-"""The subcommands, by name."""
+"""The subcommands that share one shape, by name."""
+
+
+REPLAY_HELP = "Type real files through the real language server: how much typing does it save?"
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -38,6 +42,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="end with a JSON line")
         command.set_defaults(module=module, parser=command)
+    commands.add_parser("replay", help=REPLAY_HELP, add_help=False)
     args = parser.parse_args(argv)
     args.argv = list(argv)
     try:
@@ -50,7 +55,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    args = parse_args(list(sys.argv[1:] if argv is None else argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["replay"]:
+        from model.evaluation import replay  # needs the language server, which a GPU box lacks
+
+        return replay.main(arguments[1:])
+    args = parse_args(arguments)
     try:
         figures = args.module.run(args)
     except (ValueError, OSError, CompletionError, SandboxError) as error:
