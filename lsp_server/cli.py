@@ -42,7 +42,11 @@ if TYPE_CHECKING:
     from lsp_server.completion import Completion, Suggestion
     from lsp_server.doctor import Check
 
-_DELEGATED = {"serve": "model.serving.__main__", "train": "model.training.__main__"}
+_DELEGATED = {
+    "serve": "model.serving.__main__",
+    "train": "model.training.__main__",
+    "evaluate": "model.evaluation.__main__",
+}
 """Commands that are modules of their own, with their own command line: they also run as
 `python -m model.serving` where no language server is installed."""
 
@@ -99,6 +103,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     _add_complete(commands.add_parser("complete", help="complete at a place in a file"))
     commands.add_parser("serve", help="the HTTP engine", add_help=False)
     commands.add_parser("train", help="train a model on folders of code", add_help=False)
+    commands.add_parser("evaluate", help="measure how good the model is", add_help=False)
 
     doctor = commands.add_parser("doctor", help="check the installation, say what to do about it")
     doctor.set_defaults(run=run_doctor)

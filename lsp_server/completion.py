@@ -273,8 +273,14 @@ def _closes_own(text: str, start: int) -> bool:
 
 
 def _repeats(text: str, following: str) -> bool:
-    """Whether the document goes on with exactly the lines of `text`."""
+    """Whether the document goes on with exactly the lines of `text`.
+
+    Lines of brackets alone often follow each other: whether one is too many is for the syntax
+    check to say.
+    """
     ahead, lines = following.lstrip(), text.strip()
+    if not lines.strip(")]}"):
+        return False
     return ahead.startswith(lines) and not ahead[len(lines) :].partition("\n")[0].strip()
 
 
@@ -399,7 +405,7 @@ class CompletionSession:
             raise EngineUnavailableError("the engine did not answer in time") from None
         self._debounce.observe((time.monotonic() - started) * 1000)
         if completion.suggestions:
-            history = self._shown.setdefault(snapshot.document, deque(maxlen=_HISTORY))
+            history = self._shown.setdefault(snapshot.document, deque(maxlen=HISTORY))
             history.appendleft(_Shown(context, completion.suggestions, explicit))
         return completion
 
@@ -430,7 +436,7 @@ class CompletionSession:
         return (self._debounce.delay_ms if setting == "adaptive" else setting) / 1000
 
 
-_HISTORY = 16
+HISTORY = 16
 """Answers remembered per document: going back a few edits finds the old suggestion again."""
 
 

@@ -48,6 +48,11 @@ logger = logging.getLogger(__name__)
 STATUS = "mezzotint/status"
 """Notification {kind: normal|warning|error|inactive, busy: bool, message: str}."""
 
+ANSWER = "mezzotint/answer"
+"""Notification {id, suggestions: [{confidence, newSyntaxErrors}], kind, reason, engineMs}: what
+the answer to the `inlineCompletion` request of that id, which it precedes, has no room for.
+Only for clients that announce the capability `experimental.mezzotint.answers`."""
+
 EngineFactory = Callable[[Settings, Callable[[EngineState], None]], EngineSource]
 
 _CONFIGURATION_TIMEOUT_S = 5.0
@@ -313,6 +318,23 @@ class MezzotintServer(LanguageServer):
                 self.spawn(self._show_progress())
         self._send_status()
 
+    def tell_answer(self, completion: Completion) -> None:
+        """Tell a client that wants to know how the answer came about that it is about to get."""
+        if not _wants_answers(self.client_capabilities):
+            return
+        reason, result = completion.reason, completion.result
+        answer = {
+            "id": self.protocol.msg_id,
+            "suggestions": [
+                {"confidence": s.confidence, "newSyntaxErrors": s.new_syntax_errors}
+                for s in completion.suggestions
+            ],
+            "kind": reason.kind if reason else "normal",
+            "reason": reason.message if reason else None,
+            "engineMs": result.ms if result else None,
+        }
+        self.protocol.notify(ANSWER, answer)
+
     @property
     def _loading(self) -> bool:
         state = self._engine_state
@@ -363,6 +385,14 @@ class MezzotintServer(LanguageServer):
 
 def _language(document: TextDocument) -> str:
     return document.language_id or language_of(document.path)
+
+
+def _wants_answers(capabilities: types.ClientCapabilities) -> bool:
+    match capabilities.experimental:
+        case {"mezzotint": {"answers": True}}:
+            return True
+        case _:
+            return False
 
 
 def _engine_of(settings: Settings) -> tuple[object, object]:
@@ -463,6 +493,7 @@ async def inline_items(
     completion = await ls.complete(
         document, text[:start] + beginning + text[end:], start + len(beginning), explicit=explicit
     )
+    ls.tell_answer(completion)
     return [
         types.InlineCompletionItem(insert_text=beginning + suggestion.text, range=replaced)
         for suggestion in completion.suggestions

@@ -13,10 +13,18 @@ span a statement or the whole file. So a candidate answers for the larger of two
    `)` can mend the count by ending an error elsewhere. A MISSING node at the candidate's end does
    not count here: it stands where the parser gave up on a bracket that was open before.
 
-Measured on ends of lines cut from the standard library, C and C++ headers and npm packages: of
-424 candidates that lost or gained a bracket or were cut short, so that the file no longer parsed,
-plain counting found 180 and this finds 284. With a bracket missing elsewhere in the file, plain
-counting accused 12 of 892 true texts and this 14.
+A document that is being typed is unfinished, and what is still to come must not be held against
+the text at hand. Where the prefix has begun something that nothing below ends (an argument list
+over several lines, a doc comment), it is ended right after the hole before errors are counted; so
+are the blocks and lists that the candidate itself begins and that it breaks off in, between lines.
+Measured where regions of this repository's files had been taken out and were half typed again: of
+the true next lines this accuses 15 of 334 instead of 28 (two lines: 13 of 339 instead of 30), and
+of 395 that lost or gained a bracket it finds 284 instead of 247.
+
+Before that was so, measured on ends of lines cut from the standard library, C and C++ headers and
+npm packages: of 424 candidates that lost or gained a bracket or were cut short, so that the file no
+longer parsed, plain counting found 180 and this 284. With a bracket missing elsewhere in the file,
+plain counting accused 12 of 892 true texts and this 14.
 """
 
 from __future__ import annotations
@@ -98,17 +106,33 @@ class _Baseline:
     parts: tuple[bytes, ...]
     tree: Tree
     fewest_errors: int = 0
+    owed: str = ""
+    """What ends the brackets, string or comment that the prefix has begun and nobody ends."""
 
     @classmethod
     def parse(cls, parser: Parser, context: InfillContext) -> _Baseline:
         parts = tuple(map(_utf8, (context.prefix, *context.between, context.suffix)))
         baseline = cls(context, parser, parts, parser.parse(b"".join(parts)))
-        baseline.fewest_errors = min(
-            len(baseline.errors((probe,) * (len(parts) - 1))[0]) for probe in _PROBES
-        )
+        baseline.fewest_errors = baseline._fewest_errors("")
+        for owed in _possibly_owed(context.prefix):
+            if baseline.fewest_errors == 0:
+                break  # the usual case: nothing is owed
+            fewest = baseline._fewest_errors(owed)
+            if fewest < baseline.fewest_errors:
+                baseline.fewest_errors, baseline.owed = fewest, owed
         return baseline
 
+    def _fewest_errors(self, owed: str) -> int:
+        others = len(self.parts) - 2
+        return min(len(self.errors((probe + owed, *(probe,) * others))[0]) for probe in _PROBES)
+
     def new_errors(self, texts: Sequence[str]) -> int:
+        first, *others = texts
+        completed = (_completed(first, self.owed), *map(_completed, others))
+        count = self._count(texts)
+        return min(count, self._count(completed)) if count and completed != (*texts,) else count
+
+    def _count(self, texts: Sequence[str]) -> int:
         errors, holes = self.errors(texts)
         own = sum(any(_inside(error, *hole) for hole in holes) for error in errors)
         return max(len(errors) - self.fewest_errors, own, 0)
@@ -153,6 +177,50 @@ def _inside(error: Node, start: int, end: int) -> bool:
     if error.is_missing:
         return start <= error.start_byte < end
     return start <= error.start_byte and error.end_byte <= end
+
+
+_CLOSER = {"(": ")", "[": "]", "{": "}"}
+_OTHER_ENDS = ('"""', "'''", "*/", "`")
+_MAX_OWED = 6
+_OWING_CHARS = 10_000
+"""How far before the cursor brackets are looked for that are still open."""
+
+
+def _completed(text: str, owed: str = "") -> str:
+    """`text` with what it would take to end here: what it leaves of `owed`, and the brackets of
+    its own that it opens at a line's end.
+
+    Unchanged when it leaves a bracket open in mid-line, or as its last character one that is not
+    the head of a block: that one was forgotten, or the text was cut short.
+    """
+    if owed in _OTHER_ENDS:
+        return text if owed in text else text + owed
+    opened = [(closer, True) for closer in reversed(owed)]
+    for index, character in enumerate(text):
+        if character in _CLOSER:
+            rest = text[index + 1 :]
+            breaks_off = rest.strip() != "" or character == "{"
+            may_stay = breaks_off and not rest.partition("\n")[0].strip()
+            opened.append((_CLOSER[character], may_stay))
+        elif opened and character == opened[-1][0]:
+            opened.pop()
+    if not all(may_stay for _, may_stay in opened):
+        return text
+    return text + "".join(closer for closer, _ in reversed(opened))
+
+
+def _possibly_owed(prefix: str) -> Iterator[str]:
+    """What may end that which `prefix` has begun: its innermost open brackets, a string, a
+    comment."""
+    opened: list[str] = []
+    for character in prefix[-_OWING_CHARS:]:
+        if character in _CLOSER:
+            opened.append(_CLOSER[character])
+        elif opened and character == opened[-1]:
+            opened.pop()
+    for depth in range(1, min(len(opened), _MAX_OWED) + 1):
+        yield "".join(reversed(opened[-depth:]))
+    yield from (end for end in _OTHER_ENDS if prefix.count(end[0]) >= len(end))
 
 
 def _advanced(row: int, column: int, text: bytes) -> tuple[int, int]:

@@ -12,7 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
+
+AdaptivePolicy = Literal["threshold", "entropy", "left-to-right"]
+"""How a step chooses the slots it commits: all the sure ones, as many as an entropy bound allows,
+or one token after the other, as an autoregressive model would."""
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 """Directory of the checkpoint that comes with Mezzotint."""
@@ -75,9 +79,17 @@ class InfillRequest:
     candidates: int = 1
     """How many different fills to try for; duplicates are merged, so fewer may come back."""
     steps: int | None = None
-    """Fixed number of denoising steps for each canvas; None commits adaptively by `threshold`."""
+    """Fixed number of denoising steps for each canvas; None commits adaptively by `policy`."""
+    policy: AdaptivePolicy = "threshold"
+    """Which slots a step commits where `steps` does not say how many."""
     threshold: float = 0.9
-    """Adaptive policy: commit every slot whose top probability exceeds this."""
+    """`threshold` policy: commit every slot whose top probability exceeds this."""
+    entropy_bound: float = 0.3
+    """`entropy` policy: commit slots, surest first, while their entropies sum to at most this
+    many nats beside the largest of them."""
+    length_of: str | None = None
+    """The hole takes exactly as many tokens as this text. An oracle, for measuring what it costs
+    that the length of a hole is unknown; `typed` and `between` must be empty."""
     temperature: float = 0.6
     """Sampling temperature of the candidates after the first, which is greedy."""
     seed: int = 0
@@ -91,6 +103,7 @@ class InfillRequest:
             ("candidates", self.candidates, 1, 16),
             ("steps", 1 if self.steps is None else self.steps, 1, 4096),
             ("threshold", self.threshold, 0.0, 1.0),
+            ("entropy_bound", self.entropy_bound, 0.0, 1e3),
             ("temperature", self.temperature, 0.0, 10.0),
             ("deadline_ms", 1.0 if self.deadline_ms is None else self.deadline_ms, 0.0, 3.6e6),
         ):
@@ -98,6 +111,19 @@ class InfillRequest:
                 raise InvalidRequestError(f"{name} is {value}; it must lie in {low}..{high}")
         if self.priority not in ("auto", "manual"):
             raise InvalidRequestError(f"priority is {self.priority!r}; use 'auto' or 'manual'")
+        if self.policy not in get_args(AdaptivePolicy):
+            known = ", ".join(map(repr, get_args(AdaptivePolicy)))
+            raise InvalidRequestError(f"policy is {self.policy!r}; use one of {known}")
+        if self.steps is not None and self.policy != "threshold":
+            raise InvalidRequestError(
+                f"steps is {self.steps}; it already says how much a step commits, so leave out "
+                f"the policy {self.policy!r}"
+            )
+        if self.length_of is not None and (not self.length_of or self.typed or self.between):
+            raise InvalidRequestError(
+                "length_of must be a text of at least one character, for a single hole without "
+                "`typed`"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +133,12 @@ class Candidate:
     texts: tuple[str, ...]
     """One text a hole, in document order. The first begins with the request's `typed`."""
     confidence: float
-    """Mean probability the tokens were committed with, 0..1."""
+    """How likely the model thinks that this is exactly the text that belongs here, 0..1: the
+    product of `probabilities`. `mezzotint evaluate calibration` measures how true that is."""
     finished: bool = True
     """False when the deadline or `max_new_tokens` cut it short."""
+    probabilities: tuple[float, ...] = ()
+    """Probability that each token, and each hole's end, was committed with."""
 
     @property
     def text(self) -> str:

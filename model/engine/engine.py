@@ -38,6 +38,8 @@ class Engine:
             model.config.vocab_size, dtype=torch.bool, device=self.runner.device
         )
         self._forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
+        self._forbidden_at_known_length = self._forbidden.clone()
+        self._forbidden_at_known_length[tokenizer.end_id] = True
         self._scheduler = Scheduler(MAX_BATCH)
         self._futures: dict[int, Future[list[FilledHoles]]] = {}
         self._replaced: list[Fill] = []
@@ -143,7 +145,9 @@ class Engine:
             sequence.step,
             mask_id=self.mask_id,
             end_id=self.end_id,
-            forbidden=self._forbidden,
+            forbidden=self._forbidden_at_known_length
+            if sequence.fill.known_length
+            else self._forbidden,
         )
         new_canvas = commit(choice, canvas_C, hole_C, mask_id=self.mask_id, end_id=self.end_id)
         chosen, confidence = choice.chosen.tolist(), choice.confidence.tolist()
@@ -171,7 +175,9 @@ class Engine:
         ]
         sequence.prefix = fitted(sequence.prefix + sequence.canvas, self.runner.max_context)
         left = fill.max_new_tokens - num_tokens
-        sequence.layout = CanvasLayout.for_holes(min(left, len(sequence.canvas)))
+        sequence.layout = CanvasLayout.for_holes(
+            left + 1 if fill.known_length else min(left, len(sequence.canvas))
+        )
         self._blank(sequence, ())
 
     # ---- sequences -----------------------------------------------------------------------
@@ -192,37 +198,38 @@ class Engine:
 
     def _blank(self, sequence: Sequence, typed: tuple[int, ...]) -> None:
         sequence.canvas, sequence.clamped = sequence.layout.blank(self.mask_id, typed)
+        if sequence.fill.known_length:
+            # The `<eom>`s in sight tell the model the length, as a half-done canvas would.
+            left = sequence.fill.max_new_tokens - len(sequence.committed)
+            behind = range(min(left, len(sequence.canvas)), len(sequence.canvas))
+            for slot in behind:
+                sequence.canvas[slot], sequence.clamped[slot] = self.end_id, True
         sequence.confidences = [1.0] * len(sequence.canvas)
         sequence.step = 0
 
     def _output(self, sequence: Sequence) -> FilledHoles:
         """The sequence's holes as they stand: each up to its end or its first undecided slot."""
+        fill = sequence.fill
         holes: list[tuple[int, ...]] = []
         trusted: list[float] = list(sequence.committed_confidences)
         finished = True
-        for hole in sequence.layout.holes():
-            tokens: list[int] = []
+        for index, hole in enumerate(sequence.layout.holes()):
+            tokens = [] if index else list(sequence.committed)
+            most = fill.max_new_tokens + (0 if index else len(fill.typed))
+            ended = False
             for slot in hole:
                 token = sequence.canvas[slot]
-                if token == self.mask_id:
-                    finished = False
+                ended = token == self.end_id
+                if token == self.mask_id or (len(tokens) == most and not ended):
                     break
                 if not sequence.clamped[slot]:
                     trusted.append(sequence.confidences[slot])
-                if token == self.end_id:
+                if ended:
                     break
                 tokens.append(token)
-            else:
-                finished = False  # no end was found within the slots
+            finished = finished and (ended or (fill.known_length and len(tokens) == most))
             holes.append(tuple(tokens))
-        holes[0] = (*sequence.committed, *holes[0])
-        limit = sequence.fill.max_new_tokens
-        typed = len(sequence.fill.typed)
-        limits = [limit + typed, *(limit for _ in holes[1:])]
-        if any(len(hole) > most for hole, most in zip(holes, limits, strict=True)):
-            finished = False
-        cut = tuple(hole[:most] for hole, most in zip(holes, limits, strict=True))
-        return FilledHoles(cut, sum(trusted) / max(len(trusted), 1), finished)
+        return FilledHoles(tuple(holes), tuple(trusted), finished)
 
     # ---- endings (the lock is held) ------------------------------------------------------
 

@@ -18,13 +18,13 @@ from model.engine.sequence import SamplingParams
 class UnmaskPolicy(Protocol):
     """Which masked slots a step commits."""
 
-    def select(self, confidence_C: Tensor, step: int) -> Tensor:
+    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
         """Slots (C,) to commit, given the confidence of every slot (C,), -1 where none is to be
-        chosen. Commits at least one slot."""
+        chosen, and its probabilities (C, V). Commits at least one slot."""
         ...
 
-    def trusts(self, confidence_C: Tensor) -> Tensor:
-        """Slots (C,) sure enough to be committed beside those that were selected."""
+    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
+        """Slots (C,) sure enough for one of them to be committed beside the chosen ones."""
         ...
 
 
@@ -34,15 +34,57 @@ class ThresholdPolicy:
 
     threshold: float
 
-    def select(self, confidence_C: Tensor, step: int) -> Tensor:
+    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
         """See `UnmaskPolicy.select`."""
         chosen = confidence_C > max(self.threshold, 0.0)
         chosen[confidence_C.argmax()] = True
         return chosen
 
-    def trusts(self, confidence_C: Tensor) -> Tensor:
+    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
         """See `UnmaskPolicy.trusts`."""
         return confidence_C > self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyBoundPolicy:
+    """Commit the surest slots whose joint error is bounded (EB-Sampler, arXiv 2505.24857, eq. 9):
+    in order of entropy, as long as sum - max of the entropies is at most `bound` nats."""
+
+    bound: float
+
+    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
+        """See `UnmaskPolicy.select`."""
+        is_open = confidence_C >= 0
+        entropy_C = _entropy(probabilities_CV).masked_fill(~is_open, float("inf"))
+        ascending, order = entropy_C.sort(stable=True)
+        # In ascending order the largest entropy of a set is its last one's.
+        fits = (ascending.cumsum(0) - ascending <= self.bound) & is_open[order]
+        fits[0] = True  # alone a slot costs nothing; rounding must not say otherwise
+        chosen = torch.zeros_like(is_open)
+        chosen[order[fits]] = True
+        return chosen
+
+    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
+        """See `UnmaskPolicy.trusts`."""
+        entropy_C = _entropy(probabilities_CV)
+        taken = entropy_C[chosen_C]
+        largest = taken.amax() if len(taken) else entropy_C.new_zeros(())
+        return taken.sum() + entropy_C - torch.maximum(entropy_C, largest) <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class LeftToRightPolicy:
+    """Commit the leftmost open slot and nothing else: the denoiser as an autoregressive model,
+    the baseline that parallel commits are measured against."""
+
+    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
+        """See `UnmaskPolicy.select`."""
+        is_open = confidence_C >= 0
+        return is_open & (is_open.cumsum(0) == 1)
+
+    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
+        """See `UnmaskPolicy.trusts`."""
+        return torch.zeros_like(chosen_C)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +94,7 @@ class FixedStepsPolicy:
 
     steps: int
 
-    def select(self, confidence_C: Tensor, step: int) -> Tensor:
+    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
         """See `UnmaskPolicy.select`."""
         num_open = int((confidence_C >= 0).sum())
         left = max(self.steps - step, 1)
@@ -60,16 +102,25 @@ class FixedStepsPolicy:
         chosen[confidence_C.topk(-(-num_open // left)).indices] = True
         return chosen
 
-    def trusts(self, confidence_C: Tensor) -> Tensor:
+    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
         """See `UnmaskPolicy.trusts`."""
-        return torch.ones_like(confidence_C, dtype=torch.bool)
+        return torch.ones_like(chosen_C)
 
 
 def policy_of(params: SamplingParams) -> UnmaskPolicy:
     """The policy a sequence asks for."""
     if params.steps is not None:
         return FixedStepsPolicy(params.steps)
+    if params.policy == "entropy":
+        return EntropyBoundPolicy(params.entropy_bound)
+    if params.policy == "left-to-right":
+        return LeftToRightPolicy()
     return ThresholdPolicy(params.threshold)
+
+
+def _entropy(probabilities_CV: Tensor) -> Tensor:
+    """Entropy (C,) of each slot, in nats."""
+    return torch.special.entr(probabilities_CV).sum(dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +167,7 @@ def choose(
     else:
         confidence, tokens = probabilities.max(dim=-1)
     is_end = tokens == end_id
-    chosen = _select(policy_of(params), masked, is_end, confidence, after, step)
+    chosen = _select(policy_of(params), masked, is_end, confidence, probabilities, after, step)
     return StepChoice(_without_conflicts(chosen, is_end, confidence, after), tokens, confidence)
 
 
@@ -125,6 +176,7 @@ def _select(
     masked: Tensor,
     is_end: Tensor,
     confidence: Tensor,
+    probabilities: Tensor,
     after: Tensor,
     step: int,
 ) -> Tensor:
@@ -135,9 +187,11 @@ def _select(
     """
     waits = is_end & (after & masked[:, None]).any(dim=0)
     open_now = masked & ~waits
-    chosen = policy.select(torch.where(open_now, confidence, -1.0), step) & open_now
+    choosable = torch.where(open_now, confidence, -1.0)
+    chosen = policy.select(choosable, probabilities, step) & open_now
     open_before = (after & (masked & ~chosen)[:, None]).any(dim=0)
-    return chosen | (masked & is_end & ~open_before & policy.trusts(confidence))
+    trusted = policy.trusts(chosen, confidence, probabilities)
+    return chosen | (masked & is_end & ~open_before & trusted)
 
 
 def _drawn(logits_CV: Tensor, params: SamplingParams, step: int) -> Tensor:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
+from model.api import AdaptivePolicy
 from model.infill import CanvasLayout
 
 
@@ -16,9 +18,12 @@ class SamplingParams:
     """How a sequence's slots are chosen and committed."""
 
     steps: int | None = None
-    """Commit everything in this many steps a canvas; None: adaptively, by `threshold`."""
+    """Commit everything in this many steps a canvas; None: adaptively, by `policy`."""
+    policy: AdaptivePolicy = "threshold"
     threshold: float = 0.9
-    """Adaptive: commit every slot whose confidence exceeds this, at least one a step."""
+    """`threshold`: commit every slot whose confidence exceeds this, at least one a step."""
+    entropy_bound: float = 0.3
+    """`entropy`: nats that a step's slots may be unsure of together, the least sure left aside."""
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 draws one."""
     seed: int = 0
@@ -62,10 +67,20 @@ class FilledHoles:
 
     holes: tuple[tuple[int, ...], ...]
     """Token ids of each hole, typed ones included, `<eom>` not."""
-    confidence: float
-    """Mean probability of the tokens and of the end, 0..1."""
+    probabilities: tuple[float, ...]
+    """Probability that each token, and each hole's end, was committed with; not of typed ones."""
     finished: bool
     """False when a deadline or a limit cut it short."""
+
+    @property
+    def confidence(self) -> float:
+        """Joint probability of the tokens and of the end, 0..1, by the chain rule; tokens of one
+        step count as independent. 0 where nothing was decided.
+
+        Of mean, geometric mean, minimum and product, the product came nearest to how often a fill
+        is exact (docs/experiments.md).
+        """
+        return prod(self.probabilities) if self.probabilities else 0.0
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -81,6 +96,8 @@ class Fill:
     """One a candidate."""
     max_new_tokens: int = 64
     """The most tokens a hole may take, typed ones not counted."""
+    known_length: bool = False
+    """The lone hole takes exactly `max_new_tokens`: its end is given, not searched for."""
     urgent: bool = False
     """A person asked for it: goes before what was triggered by typing."""
     replaces: tuple[str, str] | None = None

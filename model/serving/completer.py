@@ -7,7 +7,6 @@ become text again.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence as Items
 from pathlib import Path
@@ -52,7 +51,7 @@ class EngineCompleter:
         model, tokenizer = load_checkpoint(path, device=chosen, dtype=_dtype(dtype, chosen))
         if chosen.type == "cpu":
             # More threads than cores that share a canvas's small products only wait on each other.
-            torch.set_num_threads(min(os.cpu_count() or 1, 8))
+            torch.set_num_threads(min(torch.get_num_threads(), 8))
         return cls(model, tokenizer)
 
     async def complete(
@@ -84,7 +83,12 @@ class EngineCompleter:
         encode = self._tokenizer.encode
         between = [encode(text) for text in request.between]
         typed = tuple(encode(request.typed))
-        first = min(request.max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
+        if request.length_of is None:
+            max_new_tokens = request.max_new_tokens
+            first = min(max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
+        else:
+            max_new_tokens = len(encode(request.length_of))
+            first = max_new_tokens + 1  # its `<eom>` in sight
         return Fill(
             prefix=prefix_stream(
                 self._tokenizer,
@@ -100,16 +104,9 @@ class EngineCompleter:
             ),
             layout=CanvasLayout.for_holes(first, between, len(typed)),
             typed=typed,
-            params=tuple(
-                SamplingParams(
-                    steps=request.steps,
-                    threshold=request.threshold,
-                    temperature=request.temperature if index else 0.0,
-                    seed=request.seed + index,
-                )
-                for index in range(request.candidates)
-            ),
-            max_new_tokens=request.max_new_tokens,
+            params=_sampling_params(request),
+            max_new_tokens=max_new_tokens,
+            known_length=request.length_of is not None,
             urgent=request.priority == "manual",
             replaces=(request.client, request.document) if request.document else None,
             deadline=None if request.deadline_ms is None else now + request.deadline_ms / 1000,
@@ -127,7 +124,10 @@ class EngineCompleter:
             texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
             texts[0] = request.typed + texts[0]
             candidate = Candidate(
-                texts=tuple(texts), confidence=output.confidence, finished=output.finished
+                texts=tuple(texts),
+                confidence=output.confidence,
+                finished=output.finished,
+                probabilities=output.probabilities,
             )
             distinct.setdefault(candidate.texts, candidate)
         return tuple(distinct.values())
@@ -139,6 +139,21 @@ class EngineCompleter:
             for i in sequence.canvas
         )
         return Frame(step=sequence.step, slots=slots)
+
+
+def _sampling_params(request: InfillRequest) -> tuple[SamplingParams, ...]:
+    """One a candidate; the first is greedy."""
+    return tuple(
+        SamplingParams(
+            steps=request.steps,
+            policy=request.policy,
+            threshold=request.threshold,
+            entropy_bound=request.entropy_bound,
+            temperature=request.temperature if index else 0.0,
+            seed=request.seed + index,
+        )
+        for index in range(request.candidates)
+    )
 
 
 def _device(name: str) -> torch.device:

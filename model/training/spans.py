@@ -163,7 +163,8 @@ def syntax_spans(text: str, language: str) -> list[Span]:
     data = text.encode("utf-8", "replace")
     root = _tree(text, language).root_node
     spans: dict[tuple[int, int], str] = {}
-    for start, end, kind in _candidates(data, root, query):
+    # Sorted, as tree-sitter gives captures in no fixed order.
+    for start, end, kind in sorted(_candidates(data, root, query)):
         end = start + len(data[start:end].rstrip())  # some nodes take their line's end with them
         if 0 < end - start <= MAX_SPAN_CHARS:
             spans.setdefault((start, end), kind)

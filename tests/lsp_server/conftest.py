@@ -31,6 +31,8 @@ class Session(LanguageClient):
         register_lsp_features(self)
         self.statuses: list[Any] = []
         self.feature("mezzotint/status")(lambda status: self.statuses.append(status))
+        self.answers: list[Any] = []
+        self.feature("mezzotint/answer")(lambda answer: self.answers.append(answer))
         self._journal = journal
         self._versions: dict[str, int] = {}
 
@@ -96,8 +98,10 @@ def capabilities(
     inline: bool = True,
     configuration: bool = True,
     progress: bool = True,
+    answers: bool = False,
 ) -> types.ClientCapabilities:
     return types.ClientCapabilities(
+        experimental={"mezzotint": {"answers": True}} if answers else None,
         general=types.GeneralClientCapabilities(
             position_encodings=[types.PositionEncodingKind(encoding)]
         ),

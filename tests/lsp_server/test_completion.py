@@ -165,6 +165,13 @@ def test_the_beginning_of_a_following_line_is_no_repeat():
     assert texts(select(made, context=context)) == ["return x"]
 
 
+def test_a_bracket_before_a_line_with_the_same_bracket_is_left_to_the_syntax_check():
+    context = InfillContext(prefix="function f() {\n  if (a) {\n    b();\n  ", suffix="\n}\n")
+    made = [Candidate(texts=("}",), confidence=0.9)]
+    assert texts(select(made, errors={"}": 0}, context=context)) == ["}"]
+    assert texts(select(made, errors={"}": 1}, context=context)) == []
+
+
 def test_candidates_that_trimming_makes_equal_are_merged():
     context = InfillContext(prefix="f(", suffix=")\n")
     made = [Candidate(texts=(text,), confidence=0.9) for text in ("a", "a)")]

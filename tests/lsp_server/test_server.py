@@ -110,6 +110,30 @@ async def test_typing_into_a_suggestion_keeps_it_without_asking_again(start_sess
     assert len(session.journal("request")) == 1
 
 
+async def test_a_client_that_wants_to_know_is_told_how_each_answer_came_about(
+    start_session: StartSession,
+):
+    settings = {"languages": {"*": True, "go": False}}
+    session = await start_session("--text", "2", answers=True, settings=settings)
+    await session.inline(session.open(SOURCE), 1, 4)
+    await session.inline(session.open("x", uri="file:///tmp/a.go", language="go"), 0, 1)
+    chosen, nothing = session.answers
+    assert [(s.confidence, s.newSyntaxErrors) for s in chosen.suggestions] == [(0.9, 0)]
+    assert (chosen.kind, chosen.reason, chosen.engineMs) == ("normal", None, 1.0)
+    assert nothing.suggestions == []
+    assert (nothing.kind, nothing.reason) == ("inactive", "disabled for go")
+    assert nothing.engineMs is None
+    assert chosen.id != nothing.id
+
+
+async def test_a_client_that_does_not_ask_is_told_nothing_of_its_answers(
+    start_session: StartSession,
+):
+    session = await start_session("--text", "2")
+    await session.inline(session.open(SOURCE), 1, 4)
+    assert session.answers == []
+
+
 # Cancelling and superseding
 
 

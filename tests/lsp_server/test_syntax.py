@@ -72,9 +72,38 @@ def test_a_block_still_being_written_need_not_be_closed(candidate: str):
     assert new_errors("javascript", "function f(a) {\n  if (a) {\n    ‸\n\n", candidate) == 0
 
 
-def test_a_block_that_the_candidate_opens_must_be_closed():
-    assert new_errors("javascript", "function f(a) {\n  ‸\n}\n", "if (a) {\n    b();") == 1
-    assert new_errors("javascript", "function f(a) {\n  ‸", "if (a) {\n    b();") == 1
+def test_a_block_that_the_candidate_breaks_off_in_between_lines_need_not_be_closed_yet():
+    for document in ("function f(a) {\n  ‸\n}\n", "function f(a) {\n  ‸"):
+        assert new_errors("javascript", document, "if (a) {\n    b();") == 0
+        assert new_errors("javascript", document, "if (a) {") == 0
+        assert (new_errors("javascript", document, "if (a) {\n    b(;") or 0) > 0
+        assert (new_errors("javascript", document, "if (a {\n    b();") or 0) > 0
+
+
+def test_a_list_may_break_off_between_its_lines_and_not_at_its_bracket():
+    assert new_errors("python", "x = ‸\ny = 2\n", "f(\n    1,") == 0
+    assert (new_errors("python", "x = ‸\ny = 2\n", "f(1,\n    2") or 0) > 0
+    assert (new_errors("python", "x = ‸\ny = 2\n", "f(") or 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("language", "document", "good", "bad"),
+    [
+        ("python", "def f(\n    a: int, b‸\n\n\ndef g():\n    pass\n", ": int, c", ": int, c]"),
+        ("python", "def f(\n    a: int, b‸\n\n\ndef g():\n    pass\n", ": int\n):", ": int\n)):"),
+        (
+            "python",
+            'def f():\n    """Tell‸\n\n\ndef g():\n    pass\n',
+            " it's so.",
+            '."""\n    x =',
+        ),
+        ("typescript", "/**\n * Where‸\n\nexport const a = 1;\n", " it's (so).", " */ const ="),
+        ("typescript", "f(a, {\n  b: g(‸\n\nexport const c = 1;\n", "1),", "1),}}"),
+    ],
+)
+def test_what_the_prefix_has_begun_may_end_later(language: str, document: str, good: str, bad: str):
+    assert new_errors(language, document, good) == 0
+    assert (new_errors(language, document, bad) or 0) > 0
 
 
 def test_an_error_elsewhere_is_not_held_against_the_candidate():

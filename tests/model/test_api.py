@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from model.api import Candidate, CompletionError, InfillRequest, InvalidRequestE
         ("candidates", 17),
         ("steps", 0),
         ("threshold", 1.01),
+        ("entropy_bound", -0.1),
+        ("policy", "random"),
         ("temperature", -0.1),
         ("deadline_ms", -1.0),
         ("priority", "urgent"),
@@ -23,6 +26,19 @@ from model.api import Candidate, CompletionError, InfillRequest, InvalidRequestE
 def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: object) -> None:
     with pytest.raises(InvalidRequestError, match=rf"{name} is '?{value}'?; "):
         InfillRequest(prefix="", **{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_a_fixed_number_of_steps_leaves_no_choice_to_another_policy() -> None:
+    with pytest.raises(InvalidRequestError, match="leave out the policy 'entropy'"):
+        InfillRequest(prefix="", steps=4, policy="entropy")
+
+
+@pytest.mark.parametrize(
+    "others", [{"length_of": ""}, {"typed": "x"}, {"between": ("x",)}], ids=lambda o: next(iter(o))
+)
+def test_a_known_length_is_for_one_untouched_hole(others: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="length_of"):
+        InfillRequest(prefix="", **{"length_of": "text", **others})
 
 
 def test_unset_steps_and_deadline_are_valid() -> None:

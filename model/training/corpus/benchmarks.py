@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,10 @@ def benchmark_ngrams(files: Sequence[Path]) -> dict[str, set[int]]:
 
     Raises `ValueError` for a file without their fields: it would protect from nothing.
     """
-    return {file.name: _file_ngrams(file) for file in files}
+    ngrams: defaultdict[str, set[int]] = defaultdict(set)
+    for file in files:
+        ngrams[file.name] |= _file_ngrams(file)
+    return dict(ngrams)
 
 
 def _file_ngrams(file: Path) -> set[int]:

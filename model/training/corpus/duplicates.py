@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from rensa import RMinHash, RMinHashLSH
+from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]: no stubs
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128

@@ -13,11 +13,13 @@ from boolean import Expression
 from license_expression import ExpressionError, LicenseWithExceptionSymbol, get_spdx_licensing
 
 UNKNOWN = "unknown"
+SOME_BSD = "LicenseRef-BSD"
+"""What "BSD License" in package metadata says: which of them, only the licence file knows."""
 
 PERMISSIVE = frozenset({
     "0BSD", "AFL-3.0", "Apache-1.1", "Apache-2.0", "Artistic-2.0", "BlueOak-1.0.0", "BSD-1-Clause",
     "BSD-2-Clause", "BSD-3-Clause", "BSD-4-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "curl",
-    "HPND", "ICU", "ISC", "libpng-2.0", "LicenseRef-BSD", "LicenseRef-Public-Domain", "MIT",
+    "HPND", "ICU", "ISC", "libpng-2.0", SOME_BSD, "LicenseRef-Public-Domain", "MIT",
     "MIT-0", "MIT-CMU", "NCSA", "OpenSSL", "PostgreSQL", "PSF-2.0", "Python-2.0", "Python-2.0.1",
     "Unicode-3.0", "Unicode-DFS-2016", "Unlicense", "UPL-1.0", "W3C", "WTFPL", "X11", "Zlib",
     "zlib-acknowledgement", "ZPL-2.1",
@@ -33,7 +35,7 @@ _ALIASES = {
     "apache license, version 2.0": "Apache-2.0", "apache license version 2.0": "Apache-2.0",
     "apache software license": "Apache-2.0", "apache software license 2.0": "Apache-2.0",
     "apache 2.0 license": "Apache-2.0", "apache license v2.0": "Apache-2.0",
-    "bsd": "LicenseRef-BSD", "bsd license": "LicenseRef-BSD", "bsd-like": "LicenseRef-BSD",
+    "bsd": SOME_BSD, "bsd license": SOME_BSD, "bsd-like": SOME_BSD,
     "new bsd": "BSD-3-Clause", "new bsd license": "BSD-3-Clause", "modified bsd": "BSD-3-Clause",
     "bsd 3-clause": "BSD-3-Clause", "bsd 3 clause": "BSD-3-Clause", "3-clause bsd": "BSD-3-Clause",
     "bsd 3-clause license": "BSD-3-Clause", "3-clause bsd license": "BSD-3-Clause",
@@ -52,18 +54,19 @@ _ALIASES = {
 """Free-text names that package metadata uses, in small letters."""
 
 _TEXTS = (
-    # Words that only this licence's own text holds; all that are found count.
-    ("AGPL-3.0-only", r"GNU AFFERO GENERAL PUBLIC LICENSE"),
-    ("LGPL-2.1-or-later", r"GNU (LESSER|LIBRARY) GENERAL PUBLIC LICENSE"),
+    # Words that only this licence's own text holds; all that are found count. Which version of a
+    # licence that we do not take is not read.
+    ("LicenseRef-AGPL", r"GNU AFFERO GENERAL PUBLIC LICENSE"),
+    ("LicenseRef-LGPL", r"GNU (LESSER|LIBRARY) GENERAL PUBLIC LICENSE"),
     (
-        "GPL-2.0-or-later",
+        "LicenseRef-GPL",
         r"GNU GENERAL PUBLIC LICENSE\s+Version|under the terms of the GNU General",
     ),
-    ("MPL-2.0", r"Mozilla Public License,? (Version|v\.)"),
-    ("EPL-2.0", r"Eclipse Public License"),
-    ("CC-BY-SA-4.0", r"Attribution-ShareAlike"),
-    ("CC-BY-NC-4.0", r"Attribution-NonCommercial"),
-    ("BUSL-1.1", r"Business Source License"),
+    ("LicenseRef-MPL", r"Mozilla Public License,? (Version|v\.)"),
+    ("LicenseRef-EPL", r"Eclipse Public License"),
+    ("LicenseRef-CC-BY-SA", r"Attribution-ShareAlike"),
+    ("LicenseRef-CC-BY-NC", r"Attribution-NonCommercial"),
+    ("LicenseRef-BUSL", r"Business Source License"),
     ("Apache-2.0", r"Apache License,?\s+(Version|v)"),
     ("MIT-0", r"MIT No Attribution"),
     ("MIT", r"Permission is hereby granted, free of charge, to any person obtaining"),
@@ -110,6 +113,11 @@ def _permits(node: Expression | None) -> bool:
     if isinstance(node, LicenseWithExceptionSymbol):  # an exception only permits more
         node = node.license_symbol
     return getattr(node, "key", None) in PERMISSIVE
+
+
+def names_a_bsd(expression: str) -> bool:
+    """Whether an expression is permissive and says which BSD licence it means."""
+    return bool(re.search(r"BSD-\d-Clause", expression)) and is_permissive(expression)
 
 
 @cache

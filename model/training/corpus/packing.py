@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import random
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,23 +25,31 @@ from model.training.corpus.filters import (
     scrub,
     why_left_out,
 )
-from model.training.corpus.shards import FORMAT, Document, write_shard
+from model.training.corpus.manifest import header, statistics
+from model.training.corpus.shards import Document, write_shard
 from model.training.corpus.sources import STATEMENT, Source, folder_licence
 from model.training.spans import syntax_spans
 
 HELD_OUT_PERCENT = 1
 SHARD_FILES = 4096
-CHARS_PER_TOKEN = 3.3
-"""Of our corpus and tokenizer: the manifest's token counts where no tokenizer is given."""
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What packing left out and scrubbed."""
+    """What packing left out and scrubbed, and what each benchmark file kept out."""
 
     left_out: Counter[str] = field(default_factory=Counter)
     scrubbed: Counter[str] = field(default_factory=Counter)
     contaminated: Counter[str] = field(default_factory=Counter)
+
+    def contamination(self, text: str, forbidden: Mapping[str, set[int]]) -> str | None:
+        """Why a file that shares text with a benchmark is left out, or None."""
+        if not forbidden:
+            return None
+        ngrams = word_ngrams(text)
+        shared = [name for name, theirs in forbidden.items() if not theirs.isdisjoint(ngrams)]
+        self.contaminated.update(shared)
+        return "shares text with a benchmark" if shared else None
 
 
 def pack(
@@ -61,30 +68,21 @@ def pack(
     training. A corpus already in `out` is replaced only when the new one is complete. Raises
     `ValueError` when nothing is left, `OSError` when writing fails.
     """
-    taken = [s for s in sources if any_licence or s.permissive]
+    named = _with_names_of_their_own(sources)
+    taken = [s for s in named if any_licence or s.permissive]
     tally = _Tally()
     documents = _collect(taken, benchmarks, tally, any_licence)
     if not documents:
-        raise ValueError(_nothing_left(sources, taken, tally))
-    train: list[Document] = []
-    held_out: list[Document] = []
-    for document in documents:
-        held = content_digest(document.text)[0] * 100 < 256 * HELD_OUT_PERCENT
-        (held_out if held else train).append(document)
-    if not train:
-        train, held_out = held_out, []
-    random.Random(0).shuffle(train)
-    manifest: dict[str, object] = {
-        "format": FORMAT,
-        "packed": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "files": len(train),
+        raise ValueError(_nothing_left(named, taken, tally))
+    train, held_out = _split(documents)
+    manifest = {
+        **header(),
         "held_out_files": len(held_out),
-        "chars": sum(len(d.text) for d in train),
-        **_statistics(train, taken, tokenizer),
+        **statistics(train, taken, tokenizer),
         "left_out": dict(tally.left_out.most_common()),
         "left_out_sources": [
             {"name": s.name, "licence": s.licence, "version": s.version}
-            for s in sources
+            for s in named
             if s not in taken
         ],
         "scrubbed": dict(tally.scrubbed),
@@ -94,57 +92,86 @@ def pack(
     return manifest
 
 
+def _split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """(train, held out); train is shuffled, and not empty."""
+    train: list[Document] = []
+    held_out: list[Document] = []
+    for document in documents:
+        held = content_digest(document.text)[0] * 100 < 256 * HELD_OUT_PERCENT
+        (held_out if held else train).append(document)
+    if not train:
+        train, held_out = held_out, []
+    random.Random(0).shuffle(train)
+    return train, held_out
+
+
+def _with_names_of_their_own(sources: Sequence[Source]) -> list[Source]:
+    """The sources, the second "src" renamed "src (2)": documents know their source by its name."""
+    times: Counter[str] = Counter()
+    named: list[Source] = []
+    for source in sources:
+        times[source.name] += 1
+        again = times[source.name] > 1
+        name = f"{source.name} ({times[source.name]})" if again else source.name
+        named.append(replace(source, name=name))
+    return named
+
+
 def _collect(
     sources: Sequence[Source], benchmarks: Sequence[Path], tally: _Tally, any_licence: bool
 ) -> list[Document]:
     forbidden = benchmark_ngrams(benchmarks)
     finder = DuplicateFinder()
     documents: list[Document] = []
-    with tqdm(sources, desc="packing", unit="folder") as progress:
-        for source in progress:
-            for document in read_files(source, tally.left_out, any_licence=any_licence):
-                text, scrubbed = scrub(document.text)
-                ngrams = word_ngrams(text) if forbidden else set()
-                shared = [name for name, grams in forbidden.items() if not grams.isdisjoint(ngrams)]
-                tally.contaminated.update(shared)
-                reason = "shares text with a benchmark" if shared else finder.seen(text)
-                if reason:
-                    tally.left_out[reason] += 1
-                    continue
-                tally.scrubbed.update(scrubbed)
-                spans = tuple((s.start, s.end) for s in syntax_spans(text, document.language))
-                documents.append(Document(text, document.language, source.name, spans))
-            progress.set_postfix(files=len(documents))
+    files = [
+        (source, path)
+        for source in sources
+        for path in code_files(source.path, tally.left_out, any_licence=any_licence)
+    ]
+    for source, path in tqdm(files, desc="packing", unit="file"):
+        text = _read(path, tally.left_out)
+        if text is None:
+            continue
+        language = LANGUAGE_OF_SUFFIX[path.suffix]
+        reason = why_left_out(text, language)
+        if not any_licence and licences.forbidden_header(text):
+            reason = "licence header"
+        text, scrubbed = scrub(text)
+        reason = reason or tally.contamination(text, forbidden) or finder.seen(text)
+        if reason:
+            tally.left_out[reason] += 1
+            continue
+        tally.scrubbed.update(scrubbed)
+        spans = tuple((s.start, s.end) for s in syntax_spans(text, language))
+        documents.append(Document(text, language, source.name, spans))
     return documents
 
 
-def read_files(
-    source: Source, left_out: Counter[str], *, any_licence: bool = False
-) -> Iterator[Document]:
-    """The source's code files in a stable order; counts in `left_out` what it skips and why."""
-    for folder, folders, files in os.walk(source.path):
+def code_files(
+    folder: Path, left_out: Counter[str], *, any_licence: bool = False
+) -> Iterator[Path]:
+    """The code files under a folder in a stable order, without third-party and hidden folders and,
+    unless `any_licence`, without parts whose own licence is not permissive."""
+
+    def unreadable(_: OSError) -> None:
+        left_out["unreadable folder"] += 1
+
+    for name, folders, files in os.walk(folder, onerror=unreadable):
+        part = Path(name)
         folders[:] = sorted(filter(_holds_code, folders))
-        if not any_licence and Path(folder) != source.path:
-            licence = folder_licence(Path(folder))  # a part may have a licence of its own
-            if licence != licences.UNKNOWN and not licences.is_permissive(licence):
-                left_out["licence of a folder"] += 1
-                folders.clear()
-                continue
-        for name in sorted(files):
-            path = Path(folder, name)
-            language = LANGUAGE_OF_SUFFIX.get(path.suffix)
-            if language is None or path.is_symlink():
-                continue
-            text = _read(path, left_out)
-            if text is None:
-                continue
-            reason = why_left_out(text, language)
-            if not any_licence and licences.forbidden_header(text):
-                reason = "licence header"
-            if reason:
-                left_out[reason] += 1
-            else:
-                yield Document(text, language, source.name)
+        if not any_licence and part != folder and _is_forbidden(part):
+            left_out["licence of a folder"] += 1
+            folders.clear()
+            continue
+        for file in sorted(files):
+            path = part / file
+            if path.suffix in LANGUAGE_OF_SUFFIX and not path.is_symlink():
+                yield path
+
+
+def _is_forbidden(part: Path) -> bool:
+    licence = folder_licence(part)
+    return licence != licences.UNKNOWN and not licences.is_permissive(licence)
 
 
 def _holds_code(folder: str) -> bool:
@@ -178,51 +205,6 @@ def _nothing_left(sources: Sequence[Source], taken: Sequence[Source], tally: _Ta
         f"no code files to train on in {', '.join(str(s.path) for s in taken)}; "
         f"known suffixes are {' '.join(LANGUAGE_OF_SUFFIX)}; left out: {reasons or 'none'}"
     )
-
-
-def _statistics(
-    train: Sequence[Document], sources: Sequence[Source], tokenizer: CodeTokenizer | None
-) -> dict[str, object]:
-    """Files, characters and tokens of each language and of each source."""
-    languages: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    of_source: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    tokens_of_source: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for document in tqdm(train, desc="counting", unit="file"):
-        chars = len(document.text)
-        tokens = len(tokenizer.encode(document.text)) if tokenizer else chars / CHARS_PER_TOKEN
-        for counter in (languages[document.language], of_source[document.source]):
-            counter.update(files=1, chars=chars)
-        tokens_of_source[document.source][document.language] += tokens  # type: ignore[assignment]
-        languages[document.language]["tokens"] += tokens  # type: ignore[assignment]
-    total = sum(c["tokens"] for c in languages.values())
-    ordered = sorted(languages.items(), key=lambda item: -item[1]["tokens"])
-    return {
-        "tokens": round(total),
-        "tokens_are": "counted" if tokenizer else f"estimated at {CHARS_PER_TOKEN} characters each",
-        "languages": {
-            language: {
-                "files": c["files"],
-                "chars": c["chars"],
-                "tokens": round(c["tokens"]),
-                "share": round(c["tokens"] / total, 4),
-            }
-            for language, c in ordered
-        },
-        "sources": [
-            {
-                "name": s.name,
-                "licence": s.licence,
-                "version": s.version,
-                "url": s.url,
-                "files": of_source[s.name]["files"],
-                "chars": of_source[s.name]["chars"],
-                "tokens_of_language": {
-                    language: round(n) for language, n in tokens_of_source[s.name].most_common()
-                },
-            }
-            for s in sources
-        ],
-    }
 
 
 def _write(

@@ -11,6 +11,7 @@ from email.message import Message
 from pathlib import Path
 
 from model.training.corpus import licences
+from model.training.corpus.filters import LANGUAGE_OF_SUFFIX
 
 LICENCE_FILES = re.compile(r"(?i)(un)?licen[cs]e([.-].*)?|copying([.-].*)?")
 _MANIFESTS = {
@@ -52,16 +53,18 @@ def find_source(path: Path) -> Source:
     """
     stated = _statement(path / STATEMENT)
     metadata = next(_package_metadata(path), None)
-    name = path.resolve().name.replace("+", "/")  # "." has none; owner+name is how mirrors name it
+    folder = path.resolve().name  # "." has none
+    name = re.sub(r"^([\w.-]+)\+([\w.-]+)$", r"\1/\2", folder)  # owner+name, as mirrors have it
     licence, version = _manifest_licence(path), _manifest_version(path) or _commit(path)
     url = None
     if metadata is not None:
         name, version = metadata["Name"] or name, metadata["Version"] or version
         licence = _metadata_licence(metadata)
         url = metadata["Home-page"] or _project_url(metadata)
-    if licence in (licences.UNKNOWN, "LicenseRef-BSD"):
+    if licence in (licences.UNKNOWN, licences.SOME_BSD):
         in_files = folder_licence(path)
-        licence = licence if in_files == licences.UNKNOWN else in_files
+        if licence == licences.UNKNOWN or licences.names_a_bsd(in_files):
+            licence = in_files
     if "licence" in stated:
         licence = licences.named(stated["licence"])
         if licence == licences.UNKNOWN:
@@ -82,10 +85,11 @@ def folder_licence(path: Path) -> str:
     """
     files = [p for p in sorted(path.iterdir()) if LICENCE_FILES.fullmatch(p.name) and p.is_file()]
     for folder in sorted(path.glob("*.dist-info")):
-        files += [p for p in sorted(folder.rglob("*")) if LICENCE_FILES.fullmatch(p.name)]
-    found = {licences.in_text(_read(file)) for file in files if file.suffix not in (".py", ".go")}
+        inside = sorted((*folder.glob("*"), *folder.glob("licenses/*")))
+        files += [p for p in inside if LICENCE_FILES.fullmatch(p.name) and p.is_file()]
+    found = {licences.in_text(_read(f)) for f in files if f.suffix not in LANGUAGE_OF_SUFFIX}
     found.discard(licences.UNKNOWN)
-    return " AND ".join(sorted(f"({f})" if " " in f else f for f in found)) or licences.UNKNOWN
+    return " AND ".join(sorted(found)) or licences.UNKNOWN  # each is itself a name or names by AND
 
 
 def _statement(file: Path) -> dict[str, str]:
@@ -112,15 +116,20 @@ def _package_metadata(path: Path) -> Iterator[Message]:
 
 
 def _metadata_licence(metadata: Message) -> str:
-    for field in ("License-Expression", "License"):
-        value = metadata[field] or licences.UNKNOWN
-        for read in (licences.named, licences.in_text):
-            if (licence := read(value)) != licences.UNKNOWN:
-                return licence
-    classifiers = [c for c in metadata.get_all("Classifier", []) if c.startswith("License ::")]
-    names = [c.rsplit(":: ", 1)[1] for c in classifiers if c != "License :: OSI Approved"]
-    found = [licences.named(name) for name in names]
-    return licences.UNKNOWN if licences.UNKNOWN in found or not found else " AND ".join(found)
+    """From the fields, most exact first. A licence's whole text comes last: it is the one place
+    where wheels also list the licences of the binary libraries in them."""
+    short = [metadata["License-Expression"], metadata["License"]]
+    classifiers = [c.split(" :: ") for c in metadata.get_all("Classifier", [])]
+    names = [c[-1] for c in classifiers if c[0] == "License" and c[1:] != ["OSI Approved"]]
+    in_classifiers = {licences.named(name) for name in names} or {licences.UNKNOWN}
+    for licence in (
+        *(licences.named(value) for value in short if value),
+        licences.UNKNOWN if licences.UNKNOWN in in_classifiers else " AND ".join(in_classifiers),
+        licences.in_text(metadata["License"] or ""),
+    ):
+        if licence != licences.UNKNOWN:
+            return licence
+    return licences.UNKNOWN
 
 
 def _project_url(metadata: Message) -> str | None:

@@ -325,7 +325,8 @@ class TestDeadlines:
     ) -> None:
         fill = make_fill(typed="return", between=("\n",), deadline=time.monotonic() - 1)
         (output,) = answer(make_engine().submit(fill))
-        assert output == FilledHoles((fill.typed, ()), 0.0, False)
+        assert output == FilledHoles((fill.typed, ()), (), False)
+        assert output.confidence == 0.0
         assert fill.forwards == fill.encoded_tokens == 0
 
     def test_a_deadline_between_steps_gives_the_part_that_is_committed(
@@ -544,7 +545,7 @@ class TestFilling:
         engine = make_engine()
         dictate(engine, [100, 101, 102])
         (output,) = answer(engine.submit(make_fill(max_new_tokens=3)))
-        assert output == FilledHoles(((100, 101, 102),), output.confidence, True)
+        assert output == FilledHoles(((100, 101, 102),), output.probabilities, True)
 
     def test_what_was_typed_is_kept_whatever_the_model_wants(
         self, make_engine: MakeEngine, make_fill: MakeFill, tokenizer: CodeTokenizer
@@ -583,7 +584,49 @@ class TestFilling:
             fill = make_fill(typed="return self", params=params, max_new_tokens=limit)
             (output,) = answer(engine.submit(fill))
             assert len(output.holes[0]) == limit + len(fill.typed)
-            assert output.confidence < 0.01
+            assert len(output.probabilities) == limit
+            assert max(output.probabilities) < 0.01
+
+    def test_confidence_is_the_probability_of_all_tokens_and_the_end(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        vocab_size = engine.runner.model.config.vocab_size
+
+        def unsure(batch: list[Sequence]) -> torch.Tensor:  # 0.5, 0.5, then 0.8 for the end
+            logits = torch.full((len(batch), len(batch[0].canvas), vocab_size), -1e4)
+            logits[:, :, [100, 101]] = 0.0
+            logits[:, 2:, [engine.end_id, 101]] = torch.tensor([0.8, 0.2]).log()
+            logits[:, 2:, 100] = -1e4
+            return logits
+
+        engine.runner.denoise = unsure  # type: ignore[method-assign,assignment]
+        params = (SamplingParams(policy="left-to-right"),)
+        (output,) = answer(engine.submit(make_fill(params=params)))
+        assert output.probabilities == pytest.approx((0.5, 0.5, 0.8))
+        assert output.confidence == pytest.approx(0.2)
+
+    @pytest.mark.parametrize("length", [1, 3, 15, 16, 17, 127, 128, 129, 300])
+    def test_a_known_length_is_kept_to_the_token_and_its_end_costs_no_confidence(
+        self, make_engine: MakeEngine, make_fill: MakeFill, length: int
+    ) -> None:
+        engine = make_engine()
+        canvases: list[list[int]] = []
+        dictate(engine, [100, 101])  # and then `<eom>` at all costs
+        fill = make_fill(
+            slots=length + 1,
+            max_new_tokens=length,
+            known_length=True,
+            params=(SamplingParams(steps=1),),
+            on_step=lambda sequence: canvases.append(list(sequence.canvas)),
+        )
+        (output,) = answer(engine.submit(fill))
+        assert len(output.holes[0]) == len(output.probabilities) == length
+        assert engine.end_id not in output.holes[0]
+        assert output.finished
+        assert sum(canvas.count(engine.end_id) for canvas in canvases) == (
+            sum(map(len, canvases)) - length
+        )
 
     def test_several_holes_are_filled_around_the_text_between_them(
         self, make_engine: MakeEngine, make_fill: MakeFill, tokenizer: CodeTokenizer

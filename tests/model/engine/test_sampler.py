@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.sampler import FixedStepsPolicy, StepChoice, ThresholdPolicy, choose, commit
+from model.engine.sampler import (
+    EntropyBoundPolicy,
+    FixedStepsPolicy,
+    LeftToRightPolicy,
+    StepChoice,
+    ThresholdPolicy,
+    choose,
+    commit,
+)
 from model.engine.sequence import SamplingParams
 
 MASK, END, OTHER_SPECIAL = 0, 1, 2
@@ -13,6 +21,8 @@ VOCAB = 9
 FORBIDDEN = torch.tensor([i in (MASK, OTHER_SPECIAL) for i in range(VOCAB)])
 ORDINARY = range(3, VOCAB)
 BETWEEN = -1
+NO_ONE = torch.empty(0)
+"""Probabilities for policies that look at confidences only."""
 
 
 def likes(*favourites: int, strength: float = 6.0) -> torch.Tensor:
@@ -63,7 +73,9 @@ def canvases(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 def sampling(draw: st.DrawFn) -> SamplingParams:
     return SamplingParams(
         steps=draw(st.none() | st.integers(1, 8)),
+        policy=draw(st.sampled_from(["threshold", "entropy", "left-to-right"])),
         threshold=draw(st.sampled_from([0.0, 0.3, 0.9, 1.0])),
+        entropy_bound=draw(st.sampled_from([0.0, 0.5, 5.0, 1e3])),
         temperature=draw(st.sampled_from([0.0, 1e-30, 0.7, 10.0])),
         seed=draw(st.integers(-(2**70), 2**70)),
     )
@@ -177,11 +189,11 @@ class TestEnds:
 
 class TestThresholdPolicy:
     def test_commits_what_exceeds_the_threshold(self) -> None:
-        chosen = ThresholdPolicy(0.5).select(torch.tensor([0.6, 0.5, -1.0, 0.9]), 0)
+        chosen = ThresholdPolicy(0.5).select(torch.tensor([0.6, 0.5, -1.0, 0.9]), NO_ONE, 0)
         assert chosen.tolist() == [True, False, False, True]
 
     def test_commits_the_surest_slot_when_none_exceeds_it(self) -> None:
-        chosen = ThresholdPolicy(1.0).select(torch.tensor([-1.0, 0.2, 0.4, 0.3]), 0)
+        chosen = ThresholdPolicy(1.0).select(torch.tensor([-1.0, 0.2, 0.4, 0.3]), NO_ONE, 0)
         assert chosen.tolist() == [False, False, True, False]
 
     @given(tokens=st.lists(st.sampled_from(ORDINARY), min_size=1, max_size=16))
@@ -198,12 +210,75 @@ class TestFixedStepsPolicy:
         confidence = torch.tensor(data.draw(st.permutations([i / 64 for i in range(num_slots)])))
         counts: list[int] = []
         while (confidence >= 0).any():
-            chosen = FixedStepsPolicy(steps).select(confidence, len(counts))
+            chosen = FixedStepsPolicy(steps).select(confidence, NO_ONE, len(counts))
             assert confidence[chosen].min() >= max(confidence[~chosen].tolist(), default=-1.0)
             confidence[chosen] = -1.0
             counts.append(int(chosen.sum()))
         assert len(counts) == min(steps, num_slots)
         assert max(counts) - min(counts) <= 1
+
+
+def two_way(*probabilities: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(confidence, probabilities) of slots that are torn between two tokens."""
+    rows = torch.tensor([[p, 1 - p] for p in probabilities])
+    return rows.amax(dim=1), rows
+
+
+class TestEntropyBoundPolicy:
+    # Entropies in nats: 0.056, 0.325, 0.500, 0.693.
+    confidence, probabilities = two_way(0.99, 0.5, 0.9, 0.8)
+
+    @pytest.mark.parametrize(
+        ("bound", "chosen"),
+        [
+            (0.0, [True, False, False, False]),
+            (0.05, [True, False, False, False]),
+            (0.06, [True, False, True, False]),  # 0.056 beside the largest, 0.325
+            (0.39, [True, False, True, True]),  # 0.056 + 0.325 beside 0.500
+            (0.89, [True, True, True, True]),
+        ],
+    )
+    def test_takes_the_surest_while_all_but_the_largest_entropy_fit(
+        self, bound: float, chosen: list[bool]
+    ) -> None:
+        selected = EntropyBoundPolicy(bound).select(self.confidence, self.probabilities, 0)
+        assert selected.tolist() == chosen
+
+    def test_never_takes_a_slot_that_is_not_open(self) -> None:
+        confidence = self.confidence.clone()
+        confidence[0] = -1.0
+        selected = EntropyBoundPolicy(1e3).select(confidence, self.probabilities, 0)
+        assert selected.tolist() == [False, True, True, True]
+
+    def test_trusts_one_more_slot_only_within_the_same_bound(self) -> None:
+        chosen = torch.tensor([True, False, True, False])
+        for bound, trusted in ((0.39, True), (0.38, False)):
+            trusts = EntropyBoundPolicy(bound).trusts(chosen, self.confidence, self.probabilities)
+            assert trusts[3].item() is trusted
+
+    def test_without_a_choice_yet_any_one_slot_is_within_the_bound(self) -> None:
+        nothing = torch.zeros(4, dtype=torch.bool)
+        trusts = EntropyBoundPolicy(0.0).trusts(nothing, self.confidence, self.probabilities)
+        assert trusts.all()
+
+
+class TestLeftToRightPolicy:
+    def test_takes_the_leftmost_open_slot_however_unsure(self) -> None:
+        chosen = LeftToRightPolicy().select(torch.tensor([-1.0, 0.0, 0.9, -1.0, 1.0]), NO_ONE, 0)
+        assert chosen.tolist() == [False, True, False, False, False]
+
+    @given(seed=st.integers(0, 999))
+    def test_a_canvas_fills_one_slot_a_step_from_the_left_and_ends_at_its_first_end(
+        self, seed: int
+    ) -> None:
+        ids, params = [MASK] * 10, SamplingParams(policy="left-to-right")
+        for slot in range(10):
+            _, ids = step_of(random_logits(seed + slot, 10), ids, params)
+            if END in ids:
+                assert ids.index(END) == slot
+                assert MASK not in ids
+                return
+            assert (ids.index(MASK) if slot < 9 else 10) == slot + 1
 
 
 class TestTemperature:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -112,6 +113,27 @@ class TestComplete:
         dictate(completer, tokenizer, "a\r\nb\rc\nd")
         result = await completer.complete(InfillRequest(prefix=""))
         assert result.candidates[0].text == "a\nb\nc\nd"
+
+    async def test_a_known_length_counts_the_tokens_of_its_text(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "items")
+        text = "self.items.append(item)"
+        result = await completer.complete(InfillRequest(prefix="        ", length_of=text))
+        assert result.tokens == len(tokenizer.encode(text))
+        assert result.candidates[0].finished
+
+    async def test_left_to_right_takes_a_forward_a_token(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "number:\n    result")
+        request = InfillRequest(prefix="for ", policy="left-to-right")
+        result = await completer.complete(request)
+        assert result.candidates[0].text == "number:\n    result"
+        assert result.forwards == result.tokens + 1  # and one for its end
+        assert result.candidates[0].confidence == pytest.approx(
+            math.prod(result.candidates[0].probabilities)
+        )
 
     async def test_a_deadline_that_has_passed_gives_an_unfinished_answer(
         self, completer: EngineCompleter

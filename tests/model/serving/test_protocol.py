@@ -22,7 +22,14 @@ from model.serving.protocol import (
 texts = st.text(st.characters(), max_size=20)  # lone surrogates and all
 counts = st.integers(0, 2**40)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-requests = st.builds(
+oracles = st.builds(
+    InfillRequest,
+    prefix=texts,
+    length_of=st.text(min_size=1),
+    policy=st.sampled_from(["threshold", "entropy", "left-to-right"]),
+    entropy_bound=st.floats(0, 1e3),
+)
+requests = oracles | st.builds(
     InfillRequest,
     prefix=texts,
     suffix=texts,
@@ -47,6 +54,7 @@ candidates = st.builds(
     texts=st.lists(texts, min_size=1).map(tuple),
     confidence=numbers,
     finished=st.booleans(),
+    probabilities=st.lists(numbers).map(tuple),
 )
 results = st.builds(
     InfillResult,
@@ -120,7 +128,7 @@ def test_an_error_of_no_kind_travels_as_its_base() -> None:
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], sentence: str) -> None:
-    body = {"protocol": 1, "request": {"prefix": "x"}, "frames": False} | change
+    body = {"protocol": 2, "request": {"prefix": "x"}, "frames": False} | change
     with pytest.raises(ProtocolError, match=sentence):
         decode_call(json.dumps(body).encode())
 
@@ -133,7 +141,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_a_number_out_of_range_is_an_invalid_request(value: float) -> None:
-    body = {"protocol": 1, "request": {"prefix": "", "threshold": value}}
+    body = {"protocol": 2, "request": {"prefix": "", "threshold": value}}
     with pytest.raises(api.InvalidRequestError, match="threshold"):
         decode_call(json.dumps(body).encode())
 

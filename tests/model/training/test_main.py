@@ -155,7 +155,7 @@ class TestTrainingDtype:
     [
         (["nowhere"], "not a folder: nowhere"),
         (["code", "nowhere"], "not a folder: nowhere"),
-        (["empty"], "no permissive licence found in empty"),
+        (["empty"], "no permissive licence found in empty (unknown)"),
         (["empty", "--any-licence"], "no code files to train on in empty"),
         (["code", "--minutes", "0"], "minutes (0.0) and learning_rate (0.003) must be above 0"),
         (["code", "--from", "nowhere"], "there is no checkpoint directory nowhere"),

@@ -1,0 +1,1 @@
+"""How good the model is, and how much of that it knows: `mezzotint evaluate`."""

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from model.evaluation.report import circumstances, digest, percentile, share, write_report
+
+
+def test_a_report_names_command_machine_versions_and_checkpoint(checkpoint: Path) -> None:
+    args = argparse.Namespace(
+        argv=["infilling", "--limit", "3"], device="cpu", engine=None, model=checkpoint
+    )
+    told = circumstances(args)
+    assert told["command"] == "mezzotint evaluate infilling --limit 3"
+    assert told["device"]
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", told["commit"] or "0" * 40)
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    assert told["model_sha256"] == digest(checkpoint) == hashlib.sha256(weights).hexdigest()
+
+
+def test_a_remote_engine_is_named_instead_of_a_checkpoint(tmp_path: Path) -> None:
+    args = argparse.Namespace(argv=[], device="cpu", engine="http://127.0.0.1:1", model=tmp_path)
+    told = circumstances(args)
+    assert told["engine"] == "http://127.0.0.1:1"
+    assert "model_sha256" not in told
+
+
+def test_rows_are_written_a_line_each(tmp_path: Path) -> None:
+    report = {"figures": {"n": 2}, "rows": [{"text": "a\nb"}, {"text": "c"}]}
+    write_report(tmp_path / "r.json", dict(report))
+    text = (tmp_path / "r.json").read_text()
+    assert json.loads(text) == report
+    assert text.splitlines()[-4:-2] == ['    {"text": "a\\nb"},', '    {"text": "c"}']
+
+
+def test_shares_and_percentiles_of_nothing_are_no_error() -> None:
+    assert share(0, 0) is None
+    assert percentile([], 50) == 0.0
