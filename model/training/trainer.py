@@ -272,7 +272,9 @@ class Trainer:
         if not file.is_file():
             return False
         try:
-            state = torch.load(file, map_location=self.device, weights_only=True)
+            # Not straight to a GPU: AdamW's step counters stay where they are loaded, and it would
+            # wait for each of them in every step. Masters and moments go there by themselves.
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, UnpicklingError, EOFError) as error:
             raise CheckpointError(
                 f"{file} is damaged; delete it to start again from the best checkpoint"
