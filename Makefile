@@ -21,16 +21,17 @@ check: .venv/ready-dev ## what a change must pass before it is committed; under 
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not editor"
 
 # On a GPU machine with torch, numpy, tokenizers, safetensors, tqdm and pytest; the other tests' settings
-# and plugins are left aside. A packed corpus lies in corpus/ (docs/training.md). Run again, it resumes.
+# and plugins are left aside. A packed corpus lies in corpus/. Run again, it goes on (docs/training.md).
 GPU_PYTHON ?= python3
 GPU_MINUTES ?= 20
+GPU_WINDOWS ?= 64
 GPU_SHAPE := --hidden-size 512 --layers 6 --context-tokens 1024
 # Training goes on from the shipped checkpoint as soon as that has this shape.
 GPU_FROM := $(if $(shell grep '"hidden_size": 512' model/weights/config.json),--from model/weights)
 gpu: ## the gpu tests, then the training of the model to ship
 	$(GPU_PYTHON) -m pytest -q -rs -c /dev/null --noconftest --rootdir . tests/model/test_gpu.py
 	$(GPU_PYTHON) -m model.training corpus --out runs/gpu $(GPU_SHAPE) $(GPU_FROM) \
-	  --minutes $(GPU_MINUTES) --windows 64 --device cuda --json
+	  --minutes $(GPU_MINUTES) --windows $(GPU_WINDOWS) --device cuda --json
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -37,21 +37,31 @@ def save_checkpoint(
     draft = directory.with_name(f".{directory.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    try:
+        _write_files(draft, model, tokenizer, training or {})
+    except BaseException:  # a full disk is not left fuller
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    directory.mkdir(exist_ok=True)
+    for file in draft.iterdir():  # file by file: a model card beside the weights stays
+        os.replace(file, directory / file.name)
+    draft.rmdir()
+
+
+def _write_files(
+    directory: Path, model: Denoiser, tokenizer: CodeTokenizer, training: dict[str, Any]
+) -> None:
     weights = {name: t.to(torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
-    save_file(weights, draft / WEIGHTS)
-    tokenizer.save(draft / TOKENIZER)
+    save_file(weights, directory / WEIGHTS)
+    tokenizer.save(directory / TOKENIZER)
     config = {
         "model_type": MODEL_TYPE,
         "format_version": FORMAT_VERSION,
         "tokenizer_sha256": tokenizer.digest,
         "denoiser": dataclasses.asdict(model.config),
-        "training": training or {},
+        "training": training,
     }
-    (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    directory.mkdir(exist_ok=True)
-    for file in draft.iterdir():  # file by file: a model card beside the weights stays
-        os.replace(file, directory / file.name)
-    draft.rmdir()
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(

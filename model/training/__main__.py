@@ -87,7 +87,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def training_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype to compute in; `auto` is bf16 on a GPU, on a CPU what it multiplies faster.
 
-    Not every processor with bf16 instructions gains by them (docs/experiments.md).
+    Not every processor with bf16 instructions gains by them (docs/training.md).
     """
     if name != "auto":
         return DTYPES[name]

@@ -317,5 +317,14 @@ def _stream_arrays(stream: Sequence[int], length: int) -> tuple[np.ndarray, np.n
 
 
 def load_documents(corpus: Path, pattern: str = "train-*.jsonl.gz") -> list[Document]:
-    """Every document of the shards that match, in the shards' order."""
-    return [d for shard in sorted(corpus.glob(pattern)) for d in read_shard(shard)]
+    """Every document of the shards that match, in the shards' order.
+
+    Raises `ValueError` when there is none.
+    """
+    documents = [d for shard in sorted(corpus.glob(pattern)) for d in read_shard(shard)]
+    if not documents:
+        raise ValueError(
+            f"{corpus} has no files in {pattern}; pack the corpus again, "
+            "or copy all of it if it came from another machine"
+        )
+    return documents

@@ -1,7 +1,7 @@
 """Optimizers over fp32 master weights, and the learning-rate schedule.
 
-The model computes in bf16 (half the memory traffic, a third of the time on a CPU with AVX-512
-BF16); its updates are smaller than bf16 can add, so they are applied to fp32 masters.
+The model may compute in bf16 (half the memory traffic); its updates are smaller than bf16 can add,
+so they are applied to fp32 masters.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pickle import UnpicklingError
 from types import FrameType
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from model.api import CheckpointError
@@ -223,19 +224,29 @@ class Trainer:
         return held_out_scores(self.model, self.tokenizer, self.schedule, self.held_out)
 
     def save(self) -> None:
-        """Write `state.pt`; write `checkpoint/` too if this model is the best so far."""
+        """Write `state.pt`; write `checkpoint/` too if this model is the best so far.
+
+        Raises `OSError` when they cannot be written; what was saved before is then intact.
+        """
         scores = self.score()
         is_best = scores.accuracy > self.best
         self.best = max(self.best, scores.accuracy)
         if distributed.rank() > 0:
             return
-        self._log(
-            **{f"held_out_{name}": round(value, 4) for name, value in asdict(scores).items()},
-            samples=sample_fills(self.model, self.tokenizer, self.held_out[0]),
-        )
+        try:
+            self._write(scores, is_best)
+        # torch reports a full disk as RuntimeError, safetensors as an error of its own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"{self.directory} could not be written to ({error}); what was saved before is "
+                "intact. Free some disk and run the command again"
+            ) from error
+
+    def _write(self, scores: HeldOutScores, is_best: bool) -> None:
+        figures = {f"held_out_{name}": round(v, 4) for name, v in asdict(scores).items()}
+        self._log(**figures, samples=sample_fills(self.model, self.tokenizer, self.held_out[0]))
         if is_best:
-            facts = {"steps": self.step, "minutes": round(self.seconds / 60, 1)}
-            facts |= {f"held_out_{name}": round(v, 4) for name, v in asdict(scores).items()}
+            facts = {"steps": self.step, "minutes": round(self.seconds / 60, 1), **figures}
             save_checkpoint(
                 self.directory / "checkpoint", self.model, self.tokenizer, training=facts
             )
@@ -249,12 +260,8 @@ class Trainer:
         try:
             torch.save(state, draft)
             os.replace(draft, self.directory / "state.pt")
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        finally:
             draft.unlink(missing_ok=True)
-            raise OSError(
-                f"{self.directory / 'state.pt'} could not be written ({error}); the state saved "
-                "before is intact. Free some disk and run the command again"
-            ) from error
 
     def resume(self) -> bool:
         """Go on from `state.pt` if the run directory has one.
@@ -265,7 +272,9 @@ class Trainer:
         if not file.is_file():
             return False
         try:
-            state = torch.load(file, map_location=self.device, weights_only=True)
+            # Not straight to a GPU: AdamW's step counters stay where they are loaded, and it would
+            # wait for each of them in every step. Masters and moments go there by themselves.
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, UnpicklingError, EOFError) as error:
             raise CheckpointError(
                 f"{file} is damaged; delete it to start again from the best checkpoint"

@@ -240,3 +240,9 @@ def test_documents_load_in_the_order_of_their_shards(tmp_path: Path) -> None:
     write_shard(tmp_path / "train-000.jsonl.gz", documents[:2])
     write_shard(tmp_path / "heldout.jsonl.gz", [Document("other", "c", "s")])
     assert load_documents(tmp_path) == documents
+
+
+def test_a_corpus_without_its_held_out_shard_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-000.jsonl.gz", [Document("x = 1\n", "python", "s")])
+    with pytest.raises(ValueError, match=r"has no files in heldout\.jsonl\.gz; pack"):
+        load_documents(tmp_path, "heldout.jsonl.gz")

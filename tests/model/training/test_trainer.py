@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from model import checkpoint as checkpoint_module
 from model.api import CheckpointError
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser, DenoiserConfig
@@ -226,10 +228,32 @@ def test_a_full_disk_leaves_the_state_saved_before(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(trainer_module.torch, "save", fill_disk)
-    with pytest.raises(OSError, match=r"No space left.*the state saved before is intact"):
+    with pytest.raises(OSError, match=r"No space left.*what was saved before is intact"):
         trainer.save()
     assert (trainer.directory / "state.pt").read_bytes() == before
     assert not (trainer.directory / "state.pt.draft").exists()
+
+
+def test_a_disk_that_fills_up_under_the_weights_leaves_the_checkpoint_saved_before(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    trainer.save()
+    checkpoint = trainer.directory / "checkpoint"
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    drafts: list[Path] = []
+
+    def fill_disk(_weights: object, file: Path) -> None:
+        drafts.append(file)
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", fill_disk)
+    trainer.best = -1.0
+    with pytest.raises(OSError, match=r"No space left.*what was saved before is intact"):
+        trainer.save()
+    assert {file.name: file.read_bytes() for file in checkpoint.iterdir()} == before
+    assert not drafts[0].parent.exists()
 
 
 def test_trying_out_runs_every_canvas_size_and_leaves_nothing_behind(
