@@ -209,6 +209,8 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     )
     if trainer.resume():
         logger.info("resuming %s at step %d", args.out, trainer.step)
+    elif args.start is not None:
+        trainer.save()  # the model to beat: what is kept is never worse than what it came from
     if args.cooldown is not None:
         trainer.cool_down(args.cooldown)
     best = trainer.run()

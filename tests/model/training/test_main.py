@@ -70,6 +70,9 @@ def test_training_can_start_from_another_runs_checkpoint_and_a_packed_corpus(
     for length in (0.001, 0.002):  # the second time it is a run of its own
         assert main([*arguments, "--from", str(start), *minutes(length)]) == 0
     assert not (tmp_path / "two" / "corpus").exists()
+    rows = [json.loads(row) for row in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 0  # the start's own score is the one to beat
+    assert "held_out_accuracy" in rows[0]
     ours, theirs = (load_checkpoint(tmp_path / name / "checkpoint") for name in ("two", "one"))
     assert ours[0].config == theirs[0].config
     assert ours[1].digest == theirs[1].digest
