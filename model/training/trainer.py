@@ -88,6 +88,7 @@ class Trainer:
         self.model = model.to(device=device, dtype=dtype)
         self.tokenizer, self.train, self.config = tokenizer, train, config
         self.directory, self.device = directory, device
+        directory.mkdir(parents=True, exist_ok=True)
         self.optimizer = MasterOptimizer(
             self.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -114,7 +115,6 @@ class Trainer:
         Saves on the way and at the end, so that nothing is lost but the steps since the last save.
         Raises `FloatingPointError` when the loss is no longer finite.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         if self.device.type == "cuda":  # on a CPU it does not pay (docs/experiments.md)
             compile_layers(self.model, self._try_out)
         reported_at = saved_at = self.seconds
