@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Entry point; returns the exit code: 130 after Ctrl-C, also where figures came of it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["replay"]:
@@ -64,13 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         figures = args.module.run(args)
     except (ValueError, OSError, CompletionError, SandboxError) as error:
-        print(f"mezzotint evaluate: {error}", file=sys.stderr)
+        print(f"mezzotint evaluate: {_sentence(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     if args.json:
         print(json.dumps(figures))
     else:
         _print_table(figures)
-    return 0
+    return 130 if figures.get("interrupted") else 0
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _print_table(figures: Mapping[str, Any]) -> None:
