@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lsp_server.context import DocumentError
 from model.api import CompletionError
 from model.evaluation import calibration, generation, infilling, sweep
 from model.evaluation.sandbox import SandboxError
@@ -38,7 +39,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="WHAT", dest="command", required=True)
     for name, module in COMMANDS.items():
         about = (module.__doc__ or "").partition("\n")[0]
-        command = commands.add_parser(name, help=about, description=about)
+        command = commands.add_parser(name, help=about.replace("%", "%%"), description=about)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="end with a JSON line")
         command.set_defaults(module=module, parser=command)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
         figures = args.module.run(args)
-    except (ValueError, OSError, CompletionError, SandboxError) as error:
+    except (ValueError, OSError, DocumentError, CompletionError, SandboxError) as error:
         print(f"mezzotint evaluate: {_sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
