@@ -57,11 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write STEM.json and STEM.png (%(default)s)",
     )  # fmt: skip
     group = parser.add_argument_group("what is swept (none of a kind: give the option no value)")
-    group.add_argument("--steps", type=int, nargs="*", default=STEPS, metavar="T")
-    group.add_argument("--thresholds", type=float, nargs="*", default=THRESHOLDS, metavar="P")
-    group.add_argument(
-        "--entropy-bounds", type=float, nargs="*", default=ENTROPY_BOUNDS, metavar="NATS"
-    )
+    for option, kind, default, metavar in (
+        ("--steps", int, STEPS, "T"),
+        ("--thresholds", float, THRESHOLDS, "P"),
+        ("--entropy-bounds", float, ENTROPY_BOUNDS, "NATS"),
+    ):
+        values = " ".join(f"{value:g}" for value in default)
+        group.add_argument(
+            option, type=kind, nargs="*", default=default, metavar=metavar, help=f"({values})"
+        )
     add_length_arguments(parser)
     add_model_arguments(parser)
 
