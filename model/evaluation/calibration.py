@@ -29,8 +29,9 @@ from model.evaluation.decoding import (
     fill_all,
     open_completer,
 )
-from model.evaluation.holes import Hole, cut_holes, load_sources
+from model.evaluation.holes import Hole, cut_holes
 from model.evaluation.report import Figures, beside, circumstances, share, write_report
+from model.evaluation.sources import load_sources
 
 NUM_BINS = 10
 MIN_DRAWN = 5
