@@ -30,7 +30,7 @@ from model.evaluation.decoding import (
     open_completer,
 )
 from model.evaluation.holes import Hole, cut_holes
-from model.evaluation.report import Figures, beside, circumstances, share, write_report
+from model.evaluation.report import Figures, beside, circumstances, make_room, share, write_report
 from model.evaluation.sources import load_sources
 
 NUM_BINS = 10
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> Figures:
     """Evaluate, write report and plot; returns the figures. Raises `OSError`, `ValueError`,
     `CompletionError`."""
     holes = cut_holes(load_sources(args.data), args.limit, args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for extension in (".json", ".png"):
+        make_room(beside(args.out, extension))
     requests = [
         args.decoding.request(
             prefix=hole.prefix,

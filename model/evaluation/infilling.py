@@ -26,7 +26,14 @@ from model.evaluation.decoding import (
     open_completer,
 )
 from model.evaluation.problems import Problem, load_problems, single_lines, whole_functions
-from model.evaluation.report import Figures, circumstances, percentile, share, write_report
+from model.evaluation.report import (
+    Figures,
+    circumstances,
+    make_room,
+    percentile,
+    share,
+    write_report,
+)
 from model.evaluation.sandbox import Limits, Verdict, confinement, require, run_programs
 from model.evaluation.syntax import parses
 
@@ -136,7 +143,7 @@ def evaluate(
 ) -> Figures:
     """Fill all problems' holes as `args.decoding` says, `finish` each fill, run the tests."""
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        make_room(args.out)
     for language in sorted({problem.language for problem in problems}):
         require(language)
     order = random.Random(args.seed).sample(range(len(problems)), len(problems))

@@ -100,6 +100,18 @@ def write_report(path: Path, report: Figures) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def make_room(path: Path) -> None:
+    """See that a report can be written to `path`, before the work and not after it.
+
+    Makes the folder. Raises `OSError`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    path.open("ab").close()
+    if is_new:
+        path.unlink()
+
+
 def beside(stem: Path, extension: str) -> Path:
     """`stem` with an extension put behind it: `sweep-0.9` gives `sweep-0.9.json`."""
     return stem.with_name(stem.name + extension)

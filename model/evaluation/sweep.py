@@ -40,7 +40,7 @@ from model.evaluation.infilling import (
     summary,
 )
 from model.evaluation.problems import Problem
-from model.evaluation.report import Figures, beside, circumstances, write_report
+from model.evaluation.report import Figures, beside, circumstances, make_room, write_report
 from model.evaluation.sandbox import require
 
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -86,7 +86,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> Figures:
     """Sweep, write report and plot; returns the figures. Raises as `infilling.run` does."""
     problems = load_tasks(args, CUTS[args.cut] if args.cut else list)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for extension in (".json", ".png"):
+        make_room(beside(args.out, extension))
     for language in sorted({problem.language for problem in problems}):
         require(language)
     plan = interleaved(problems, args.decodings, args.seed)

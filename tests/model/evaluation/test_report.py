@@ -6,7 +6,17 @@ import json
 import re
 from pathlib import Path
 
-from model.evaluation.report import beside, circumstances, digest, percentile, share, write_report
+import pytest
+
+from model.evaluation.report import (
+    beside,
+    circumstances,
+    digest,
+    make_room,
+    percentile,
+    share,
+    write_report,
+)
 
 
 def test_a_report_names_command_machine_versions_and_checkpoint(checkpoint: Path) -> None:
@@ -43,3 +53,13 @@ def test_shares_and_percentiles_of_nothing_are_no_error() -> None:
 
 def test_a_dot_in_a_stem_is_no_extension() -> None:
     assert beside(Path("docs/sweep-0.9"), ".json") == Path("docs/sweep-0.9.json")
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("kept")
+    make_room(tmp_path / "old.json")
+    make_room(tmp_path / "new" / "report.json")
+    assert (tmp_path / "old.json").read_text() == "kept"
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(OSError, match="directory"):
+        make_room(tmp_path)
