@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lsp_server.context import DocumentError
 from model.api import CompletionError
 from model.evaluation import calibration, generation, infilling, sweep
 from model.evaluation.sandbox import SandboxError
@@ -38,7 +39,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="WHAT", dest="command", required=True)
     for name, module in COMMANDS.items():
         about = (module.__doc__ or "").partition("\n")[0]
-        command = commands.add_parser(name, help=about, description=about)
+        command = commands.add_parser(name, help=about.replace("%", "%%"), description=about)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="end with a JSON line")
         command.set_defaults(module=module, parser=command)
@@ -53,7 +54,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Entry point; returns the exit code: 130 after Ctrl-C, also where figures came of it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["replay"]:
@@ -63,14 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
         figures = args.module.run(args)
-    except (ValueError, OSError, CompletionError, SandboxError) as error:
-        print(f"mezzotint evaluate: {error}", file=sys.stderr)
+    except (ValueError, OSError, DocumentError, CompletionError, SandboxError) as error:
+        print(f"mezzotint evaluate: {_sentence(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     if args.json:
         print(json.dumps(figures))
     else:
         _print_table(figures)
-    return 0
+    return 130 if figures.get("interrupted") else 0
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _print_table(figures: Mapping[str, Any]) -> None:

@@ -29,8 +29,9 @@ from model.evaluation.decoding import (
     fill_all,
     open_completer,
 )
-from model.evaluation.holes import Hole, cut_holes, load_sources
-from model.evaluation.report import Figures, circumstances, share, write_report
+from model.evaluation.holes import Hole, cut_holes
+from model.evaluation.report import Figures, beside, circumstances, make_room, share, write_report
+from model.evaluation.sources import load_sources
 
 NUM_BINS = 10
 MIN_DRAWN = 5
@@ -97,7 +98,8 @@ def run(args: argparse.Namespace) -> Figures:
     """Evaluate, write report and plot; returns the figures. Raises `OSError`, `ValueError`,
     `CompletionError`."""
     holes = cut_holes(load_sources(args.data), args.limit, args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for extension in (".json", ".png"):
+        make_room(beside(args.out, extension))
     requests = [
         args.decoding.request(
             prefix=hole.prefix,
@@ -114,11 +116,13 @@ def run(args: argparse.Namespace) -> Figures:
     exact = np.array([fill.text == hole.middle for hole, fill in pairs])
     scored = {name: _scores(fills, score) for name, score in SCORES.items()}
     reliabilities = {name: reliability(scores, exact) for name, scores in scored.items()}
-    curve = shown_curve(scored["product"], exact, np.array([fill.text != "" for fill in fills]))
+    curve = shown_curve(
+        scored["product"], exact, np.array([fill.text.strip() != "" for fill in fills])
+    )
     figures = _figures(reliabilities["product"], pairs, exact)
     if interrupted:
         figures["interrupted"] = True
-    write_report(args.out.with_suffix(".json"), {
+    write_report(beside(args.out, ".json"), {
         "figures": figures,
         "decoding": args.decoding.label,
         "scores": {name: _as_json(r) for name, r in reliabilities.items()},
@@ -221,7 +225,7 @@ class ShownCurve:
 
 
 def shown_curve(confidence: Floats, exact: Bools, has_text: Bools) -> ShownCurve:
-    """The curve over all N holes; an empty fill shows nothing, however sure."""
+    """The curve over all N holes; an empty or blank fill shows nothing, however sure."""
     order = np.argsort(-confidence[has_text], kind="stable")
     said, right = confidence[has_text][order], exact[has_text][order]
     # Fills of equal confidence are shown together or not at all.
@@ -258,7 +262,7 @@ def _draw(
     drawn, (left, right) = plot.figure(2, "What a confidence is worth", note)
     _draw_reliability(left, rated)
     _draw_curve(right, curve, num_holes)
-    plot.save(drawn, args.out.with_suffix(".png"))
+    plot.save(drawn, beside(args.out, ".png"))
 
 
 def _draw_reliability(ax: Any, rated: Mapping[str, Reliability]) -> None:

@@ -81,7 +81,8 @@ def _end_of_block(prefix: str, text: str) -> int:
             offset = starts[row - 1]
             if starts_line and column == 0 and offset >= len(prefix):
                 return offset - len(prefix)
-            starts_line = token.type in (tokenize.NEWLINE, tokenize.COMMENT)
+            if token.type != tokenize.COMMENT:  # behind one, an open bracket is still open
+                starts_line = token.type == tokenize.NEWLINE
     except (tokenize.TokenError, SyntaxError):
         pass  # it breaks off inside a bracket or a string: its own tests will tell
     return len(text)

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from model.evaluation.problems import read_records
-
-LANGUAGE_OF_SUFFIX = {
-    ".py": "python", ".js": "javascript", ".mjs": "javascript", ".jsx": "javascript",
-    ".ts": "typescript", ".tsx": "typescript", ".go": "go", ".rs": "rust", ".java": "java",
-    ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp",
-}  # fmt: skip
-"""The files that are taken from folders: the languages that the shipped model knows."""
+from model.evaluation.sources import SourceText
 
 CONTEXT_CHARS = 8192
 """Text on either side of a hole; more than the model sees."""
 MAX_HOLE_CHARS = 160
 _LINE = re.compile(r"[^\n]+")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceText:
-    """One source file; its lines end in `\\n`."""
-
-    name: str
-    language: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,49 +50,6 @@ class Hole:
     def ends_file(self) -> bool:
         """Whether `suffix` reaches to the file's end."""
         return self.end + CONTEXT_CHARS >= len(self.source.text)
-
-
-def load_sources(paths: Iterable[Path]) -> list[SourceText]:
-    """The texts of source files, of all that lie in folders, and of packed corpus files
-    (`.jsonl[.gz]` with `text` and `language`, as `heldout.jsonl.gz`).
-
-    Raises `OSError`, and `ValueError` naming what is wrong with which file.
-    """
-    sources: list[SourceText] = []
-    for path in paths:
-        if path.is_dir():
-            files = sorted(f for f in path.rglob("*") if f.suffix in LANGUAGE_OF_SUFFIX)
-            sources += [_read(file) for file in files if file.is_file()]
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            sources += _read_packed(path)
-        elif path.suffix in LANGUAGE_OF_SUFFIX:
-            sources.append(_read(path))
-        else:
-            raise ValueError(f"{path}: neither a packed corpus nor a file of a known language")
-    sources = [source for source in sources if source.text.strip()]
-    if not sources:
-        raise ValueError("there is no source text in " + ", ".join(map(str, paths)))
-    return sources
-
-
-def _read(path: Path) -> SourceText:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason})") from None
-    return SourceText(str(path), LANGUAGE_OF_SUFFIX[path.suffix], text)
-
-
-def _read_packed(path: Path) -> list[SourceText]:
-    sources: list[SourceText] = []
-    for where, record in read_records(path):
-        if "format" in record and not sources:
-            continue  # the shard's own header
-        for field in ("text", "language"):
-            if not isinstance(record.get(field), str):
-                raise ValueError(f"{where}: the field {field!r} is missing or no text")
-        sources.append(SourceText(where, record["language"], record["text"]))
-    return sources
 
 
 def cut_holes(sources: Sequence[SourceText], count: int, seed: int) -> list[Hole]:

@@ -26,7 +26,14 @@ from model.evaluation.decoding import (
     open_completer,
 )
 from model.evaluation.problems import Problem, load_problems, single_lines, whole_functions
-from model.evaluation.report import Figures, circumstances, percentile, share, write_report
+from model.evaluation.report import (
+    Figures,
+    circumstances,
+    make_room,
+    percentile,
+    share,
+    write_report,
+)
 from model.evaluation.sandbox import Limits, Verdict, confinement, require, run_programs
 from model.evaluation.syntax import parses
 
@@ -45,9 +52,9 @@ class Score:
     verdict: Verdict
 
     @property
-    def is_exact(self) -> bool:
-        """Whether the fill is the true text, character for character."""
-        return self.fill.text == self.problem.middle
+    def is_exact(self) -> bool | None:
+        """Whether the fill is the true text, character for character; None where none is known."""
+        return self.fill.text == self.problem.middle if self.problem.middle else None
 
     @property
     def parses(self) -> bool | None:
@@ -136,7 +143,7 @@ def evaluate(
 ) -> Figures:
     """Fill all problems' holes as `args.decoding` says, `finish` each fill, run the tests."""
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        make_room(args.out)
     for language in sorted({problem.language for problem in problems}):
         require(language)
     order = random.Random(args.seed).sample(range(len(problems)), len(problems))
@@ -163,6 +170,8 @@ def load_tasks(
 ) -> list[Problem]:
     """The tasks that `add_task_arguments`' options name. Raises `OSError`, `ValueError`."""
     problems = cut(load_problems(args.data))
+    if args.oracle_length and not all(problem.middle for problem in problems):
+        raise ValueError(f"{args.data} holds no solutions whose length --oracle-length could tell")
     count = len(problems) if args.limit is None else min(args.limit, len(problems))
     return [problems[i * len(problems) // count] for i in range(count)]
 
@@ -197,15 +206,17 @@ def judge(pairs: Sequence[tuple[Problem, Fill]], limits: Limits) -> list[Score]:
 
 
 def summary(scores: Sequence[Score]) -> Figures:
-    """The figures of a run; shares are of 1, times in milliseconds."""
+    """The figures of a run; shares are of 1, times in milliseconds, None what nothing tells (a
+    comparison with solutions that the file does not have)."""
     fills = [score.fill for score in scores]
     n, forwards = len(fills), sum(fill.forwards for fill in fills)
     tokens = sum(fill.tokens for fill in fills)
     parsed = [ok for score in scores if (ok := score.parses) is not None]
-    lengths = [len(score.fill.text) - len(score.problem.middle) for score in scores]
+    solved = [score for score in scores if score.problem.middle]
+    lengths = [len(score.fill.text) - len(score.problem.middle) for score in solved]
     return {
         "pass_at_1": share(sum(score.verdict.outcome == "passed" for score in scores), n),
-        "exact_match": share(sum(score.is_exact for score in scores), n),
+        "exact_match": share(sum(score.is_exact is True for score in solved), len(solved)),
         "parse_rate": share(sum(parsed), len(parsed)),
         "n": n,
         "forwards_mean": share(forwards, n),
@@ -213,8 +224,8 @@ def summary(scores: Sequence[Score]) -> Figures:
         "ms_p50": percentile([fill.ms for fill in fills], 50),
         "ms_p95": percentile([fill.ms for fill in fills], 95),
         "tokens_mean": share(tokens, n),
-        "longer_than_true": share(sum(length > 0 for length in lengths), n),
-        "shorter_than_true": share(sum(length < 0 for length in lengths), n),
+        "longer_than_true": share(sum(length > 0 for length in lengths), len(lengths)),
+        "shorter_than_true": share(sum(length < 0 for length in lengths), len(lengths)),
         "unfinished": share(sum(not fill.finished for fill in fills), n),
         "outcomes": dict(Counter(score.verdict.outcome for score in scores)),
     }

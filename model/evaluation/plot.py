@@ -39,4 +39,6 @@ def figure(num_panels: int, title: str, note: str) -> tuple[Any, list[Any]]:
 
 def save(drawn: Any, path: Path) -> None:
     """Write a figure as PNG."""
-    drawn.savefig(path, metadata={"Software": None})  # the same figures, the same file
+    drawn.savefig(
+        path, format="png", metadata={"Software": None}
+    )  # the same figures, the same file

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason})") from None
     except EOFError:
         raise ValueError(f"{path} ends in the middle; fetch it again") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise ValueError(f"{path} is no gzip file, or a damaged one; fetch it again") from None
 
 
 def _problem(record: dict[str, Any], where: str) -> Problem:

@@ -1,7 +1,7 @@
 """`mezzotint evaluate replay PATH…`: type real files through the real language server.
 
 Regions of the files are taken out and typed again, keystroke by keystroke, into `mezzotint lsp`,
-and what it suggests is accepted when it is what comes next (docs/evaluation-replay.md). The
+and what it suggests is accepted when it is what comes next (docs/evaluation.md). The
 figures say something about files that the model was not trained on, and about nothing else.
 """
 
@@ -12,17 +12,14 @@ import asyncio
 import hashlib
 import json
 import os
-import platform
 import random
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -32,6 +29,7 @@ from tqdm import tqdm
 from lsp_server.context import DocumentError, language_of, read_document
 from lsp_server.settings import Settings, parse_settings
 from model.api import SHIPPED_WEIGHTS
+from model.evaluation import plot
 from model.evaluation.replay_typist import (
     Answer,
     Region,
@@ -41,17 +39,13 @@ from model.evaluation.replay_typist import (
     summarise,
     type_region,
 )
-from model.evaluation.report import commit, cpu_name, digest
+from model.evaluation.report import digest, provenance
+from model.evaluation.sources import find_files
 
 if TYPE_CHECKING:
     from model.evaluation.replay_curve import SurveyedRegion
     from model.evaluation.replay_editor import Editor
 
-CODE_LANGUAGES = frozenset({
-    "python", "javascript", "javascriptreact", "typescript", "typescriptreact", "go", "rust",
-    "java", "c", "cpp", "csharp", "ruby", "php", "shellscript",
-})  # fmt: skip
-"""What is taken from a folder. A file that is named itself is taken in any language."""
 REGIONS_PER_FILE = 3
 MAX_FAILURES = 3
 """Servers that may be lost one after another, without a region typed between them."""
@@ -147,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
         raw = raw_settings(args)
         if args.curve is not None and args.typing_speed is not None:
             raise ValueError("--curve waits for every answer; leave out --typing-speed")
+        if args.curve is not None:
+            plot.require_matplotlib()
     except ValueError as error:
         return _fail(str(error), 2)
     settings, _ = parse_settings(raw)
@@ -213,24 +209,6 @@ def plan(
             by_file.append(picked)
     rounds = zip_longest(*by_file)
     return [region for one_of_each in rounds for region in one_of_each if region][:limit]
-
-
-def find_files(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths` and the code in their folders, without hidden ones; sorted.
-
-    Raises `DocumentError` for a path that does not exist.
-    """
-    files: set[Path] = set()
-    for path in paths:
-        if path.is_dir():
-            for folder, folders, names in os.walk(path):
-                folders[:] = [f for f in folders if not f.startswith((".", "__pycache__"))]
-                files.update(Path(folder, n) for n in names if language_of(n) in CODE_LANGUAGES)
-        elif path.exists():
-            files.add(path)
-        else:
-            raise DocumentError(f"{path} does not exist; name files or folders to type")
-    return sorted(files)
 
 
 # --- Typing it ------------------------------------------------------------------------------
@@ -349,7 +327,8 @@ def report(
     if args.json:
         print(json.dumps(figures["all"]))
     document = {
-        **provenance(settings),
+        **provenance(sys.argv),
+        **model_of(settings),
         "settings": dict(replay.raw),
         "accept": args.accept,
         "typing_speed": args.typing_speed,
@@ -399,27 +378,22 @@ def _cell(key: str, value: object) -> str:
     return f"{value:.1%}" if is_share else str(value)
 
 
-def provenance(settings: Settings) -> dict[str, object]:
-    """What the figures were made with, on what and when."""
-    weights = Path(settings.model.path or SHIPPED_WEIGHTS).expanduser() / "model.safetensors"
-    known = not settings.engine.url and weights.is_file()
-    return {
-        "command": shlex.join(sys.argv),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "mezzotint": version("mezzotint"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "model": str(weights.parent) if known else settings.engine.url,
-        "model_sha256": digest(weights.parent) if known else None,
-    }
+def model_of(settings: Settings) -> dict[str, object]:
+    """The checkpoint or the engine that answered."""
+    if settings.engine.url:
+        return {"engine": settings.engine.url}
+    checkpoint = Path(settings.model.path or SHIPPED_WEIGHTS).expanduser()
+    known = (checkpoint / "model.safetensors").is_file()
+    return {"model": str(checkpoint), "model_sha256": digest(checkpoint) if known else None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m model.evaluation.replay`."""
-    parser = argparse.ArgumentParser(prog="mezzotint evaluate replay", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="mezzotint evaluate replay",
+        description="Type regions of real files through the real language server, and accept what "
+        "it suggests when it is what comes next. Give it files that the model was not trained on.",
+    )
     add_arguments(parser)
     return run(parser.parse_args(argv))
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from rapidfuzz import fuzz
+
+from model.evaluation.report import percentile, share
 
 REGION_LINES = (2, 25)
 """Fewest and most lines of a region."""
@@ -319,16 +320,16 @@ def summarise(logs: Iterable[RegionLog]) -> dict[str, object]:
     times = [answer.ms for answer in answers if answer.ms is not None]
     engine = [answer.engine_ms for answer in answers if answer.engine_ms is not None]
     return {
-        "keystrokes_saved": _share(saved, keystrokes),
-        "keystrokes_saved_by_words": _share(sum(log.saved_by_words for log in logs), keystrokes),
-        "shown": _share(sum(answer.text is not None for answer in answers), len(answers)),
-        "precision": _share(sum(s.right for s in shown), len(shown)),
-        "first_line_precision": _share(sum(s.first_line_right for s in shown), len(shown)),
-        "edit_similarity": _share(sum(s.similarity for s in shown), len(shown)),
-        "ms_p50": _percentile(times, 50),
-        "ms_p95": _percentile(times, 95),
-        "engine_ms_p50": _percentile(engine, 50),
-        "engine_ms_p95": _percentile(engine, 95),
+        "keystrokes_saved": share(saved, keystrokes),
+        "keystrokes_saved_by_words": share(sum(log.saved_by_words for log in logs), keystrokes),
+        "shown": share(sum(answer.text is not None for answer in answers), len(answers)),
+        "precision": share(sum(s.right for s in shown), len(shown)),
+        "first_line_precision": share(sum(s.first_line_right for s in shown), len(shown)),
+        "edit_similarity": share(sum(s.similarity for s in shown), len(shown)),
+        "ms_p50": percentile(times, 50),
+        "ms_p95": percentile(times, 95),
+        "engine_ms_p50": percentile(engine, 50),
+        "engine_ms_p95": percentile(engine, 95),
         "regions": len(logs),
         "keystrokes": keystrokes,
         "requests": len(answers),
@@ -339,11 +340,3 @@ def summarise(logs: Iterable[RegionLog]) -> dict[str, object]:
         "accepted_chars": sum(taken.length for taken in accepted),
         "nothing_shown": dict(Counter(a.reason for a in answers if a.text is None).most_common()),
     }
-
-
-def _share(part: float, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None
-
-
-def _percentile(values: Sequence[float], percent: int) -> float | None:
-    return round(float(np.percentile(values, percent)), 1) if values else None

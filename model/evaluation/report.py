@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,26 +23,36 @@ Figures = dict[str, Any]
 
 
 def circumstances(args: argparse.Namespace) -> Figures:
-    """The command, machine, versions, commit and checkpoint behind a report."""
+    """What is behind a report; of an engine elsewhere, only where it is."""
+    told = provenance(["mezzotint", "evaluate", *args.argv])
+    if args.engine is not None:
+        return {**told, "engine": args.engine}
     import torch
 
     on_cuda = args.device.startswith("cuda") or (
         args.device == "auto" and torch.cuda.is_available()
     )
+    gpu = None if args.device == "auto" else args.device
     return {
-        "command": " ".join(["mezzotint", "evaluate", *args.argv]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if on_cuda else cpu_name(),
+        **told,
+        "device": torch.cuda.get_device_name(gpu) if on_cuda else told["cpu"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "python": platform.python_version(),
+        "model": str(args.model),
+        "model_sha256": digest(args.model),
+    }
+
+
+def provenance(command: Sequence[str]) -> Figures:
+    """The command, when and on which machine it ran, and which version of ours it was."""
+    return {
+        "command": shlex.join(command),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "mezzotint": version("mezzotint"),
         "commit": commit(),
-        **(
-            {"engine": args.engine}
-            if args.engine is not None
-            else {"model": str(args.model), "model_sha256": digest(args.model)}
-        ),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
     }
 
 
@@ -89,9 +100,26 @@ def write_report(path: Path, report: Figures) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """A percentile of measured values, rounded to 0.01; 0 of none."""
-    return round(float(np.percentile(values, percent)), 2) if values else 0.0
+def make_room(path: Path) -> None:
+    """See that a report can be written to `path`, before the work and not after it.
+
+    Makes the folder. Raises `OSError`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    path.open("ab").close()
+    if is_new:
+        path.unlink()
+
+
+def beside(stem: Path, extension: str) -> Path:
+    """`stem` with an extension put behind it: `sweep-0.9` gives `sweep-0.9.json`."""
+    return stem.with_name(stem.name + extension)
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """A percentile of measured values, rounded to 0.01; None of none."""
+    return round(float(np.percentile(values, percent)), 2) if values else None
 
 
 def share(part: float, whole: float) -> float | None:

@@ -40,7 +40,7 @@ from model.evaluation.infilling import (
     summary,
 )
 from model.evaluation.problems import Problem
-from model.evaluation.report import Figures, circumstances, write_report
+from model.evaluation.report import Figures, beside, circumstances, make_room, write_report
 from model.evaluation.sandbox import require
 
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -57,11 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write STEM.json and STEM.png (%(default)s)",
     )  # fmt: skip
     group = parser.add_argument_group("what is swept (none of a kind: give the option no value)")
-    group.add_argument("--steps", type=int, nargs="*", default=STEPS, metavar="T")
-    group.add_argument("--thresholds", type=float, nargs="*", default=THRESHOLDS, metavar="P")
-    group.add_argument(
-        "--entropy-bounds", type=float, nargs="*", default=ENTROPY_BOUNDS, metavar="NATS"
-    )
+    for option, kind, default, metavar in (
+        ("--steps", int, STEPS, "T"),
+        ("--thresholds", float, THRESHOLDS, "P"),
+        ("--entropy-bounds", float, ENTROPY_BOUNDS, "NATS"),
+    ):
+        values = " ".join(f"{value:g}" for value in default)
+        group.add_argument(
+            option, type=kind, nargs="*", default=default, metavar=metavar, help=f"({values})"
+        )
     add_length_arguments(parser)
     add_model_arguments(parser)
 
@@ -82,7 +86,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> Figures:
     """Sweep, write report and plot; returns the figures. Raises as `infilling.run` does."""
     problems = load_tasks(args, CUTS[args.cut] if args.cut else list)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for extension in (".json", ".png"):
+        make_room(beside(args.out, extension))
     for language in sorted({problem.language for problem in problems}):
         require(language)
     plan = interleaved(problems, args.decodings, args.seed)
@@ -99,7 +104,7 @@ def run(args: argparse.Namespace) -> Figures:
     figures: Figures = {"n": num_tasks, "points": points}
     if interrupted:
         figures["interrupted"] = True
-    write_report(args.out.with_suffix(".json"), {**figures, "circumstances": circumstances(args)})
+    write_report(beside(args.out, ".json"), {**figures, "circumstances": circumstances(args)})
     _draw(points, num_tasks, args)
     return figures
 
@@ -173,7 +178,7 @@ def _draw(points: Sequence[Figures], num_tasks: int, args: argparse.Namespace) -
         _plain_ticks(ax)
     axes[0].set_ylabel("% of tasks")
     axes[0].legend(frameon=False, fontsize=8.5, loc="best")
-    plot.save(drawn, args.out.with_suffix(".png"))
+    plot.save(drawn, beside(args.out, ".png"))
 
 
 def _draw_panel(ax: Any, points: Sequence[Figures], x: str, num_tasks: int) -> None:
@@ -182,8 +187,9 @@ def _draw_panel(ax: Any, points: Sequence[Figures], x: str, num_tasks: int) -> N
         if series:
             at = [p[x] for p in series]
             passed = [100 * p["pass_at_1"] for p in series]
-            exact = [100 * p["exact_match"] for p in series]
-            ax.plot(at, exact, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=0.8)
+            if series[0]["exact_match"] is not None:
+                exact = [100 * p["exact_match"] for p in series]
+                ax.plot(at, exact, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=0.8)
             low, high = _interval(passed, num_tasks)
             ax.fill_between(at, low, high, color=colour, alpha=0.1, linewidth=0)
             ax.plot(
@@ -191,7 +197,10 @@ def _draw_panel(ax: Any, points: Sequence[Figures], x: str, num_tasks: int) -> N
             )
     baseline = next(p for p in points if p["policy"] == "left-to-right")
     for key, style in (("pass_at_1", "-"), ("exact_match", (0, (3, 2)))):
-        ax.axhline(100 * baseline[key], color=plot.INK, linewidth=1, linestyle=style, alpha=0.55)
+        if baseline[key] is not None:
+            ax.axhline(
+                100 * baseline[key], color=plot.INK, linewidth=1, linestyle=style, alpha=0.55
+            )
     ax.plot(baseline[x], 100 * baseline["pass_at_1"], color=plot.INK, marker="*", markersize=12,
             linestyle="none", label="left to right")  # fmt: skip
 

@@ -7,24 +7,12 @@ Here the true document parses, and so must the filled one.)
 from __future__ import annotations
 
 import ast
-import importlib
 import warnings
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-_GRAMMARS = {
-    "c": ("tree_sitter_c", "language"),
-    "cpp": ("tree_sitter_cpp", "language"),
-    "csharp": ("tree_sitter_c_sharp", "language"),
-    "go": ("tree_sitter_go", "language"),
-    "java": ("tree_sitter_java", "language"),
-    "javascript": ("tree_sitter_javascript", "language"),
-    "php": ("tree_sitter_php", "language_php"),
-    "ruby": ("tree_sitter_ruby", "language"),
-    "rust": ("tree_sitter_rust", "language"),
-    "shellscript": ("tree_sitter_bash", "language"),
-    "typescript": ("tree_sitter_typescript", "language_typescript"),
-}
+if TYPE_CHECKING:
+    from tree_sitter import Parser
 
 
 def parses(text: str, language: str) -> bool | None:
@@ -44,13 +32,12 @@ def parses(text: str, language: str) -> bool | None:
 
 
 @cache
-def _parser(language: str) -> Any:
-    if language not in _GRAMMARS:
-        return None
-    module, entry_point = _GRAMMARS[language]
+def _parser(language: str) -> Parser | None:
     try:
-        tree_sitter = importlib.import_module("tree_sitter")
-        grammar = getattr(importlib.import_module(module), entry_point)()
+        from tree_sitter import Parser  # which a GPU box may lack
+
+        from model.grammars import GRAMMARS, load_grammar
+
+        return Parser(load_grammar(GRAMMARS[language])) if language in GRAMMARS else None
     except ImportError:
         return None
-    return tree_sitter.Parser(tree_sitter.Language(grammar))

@@ -28,6 +28,7 @@ def filled(text: str) -> Fill:
         ("    return 1\n", "    return 1\n"),
         ("    return 1", "    return 1"),
         ("    return (\n1\n)\n", "    return (\n1\n)\n"),
+        ("    return (\n    1,  # one\n)\nx\n", "    return (\n    1,  # one\n)\n"),
         (
             '    x = """\ndef g():\n"""\n    return x\nx',
             '    x = """\ndef g():\n"""\n    return x\n',

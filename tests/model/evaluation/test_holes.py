@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import gzip
-import json
-from pathlib import Path
-
 import pytest
 
-from model.evaluation.holes import CONTEXT_CHARS, SourceText, cut_holes, load_sources
+from model.evaluation.holes import CONTEXT_CHARS, cut_holes
+from model.evaluation.sources import SourceText
 
 
 @pytest.fixture
@@ -54,40 +51,3 @@ class TestCutting:
     def test_files_of_overlong_lines_only_are_refused(self) -> None:
         with pytest.raises(ValueError, match="no line of 1 to 160 characters"):
             cut_holes([SourceText("min.js", "javascript", "x" * 999)], 1, 0)
-
-
-class TestLoading:
-    def test_files_folders_and_packed_corpora_are_read(self, tmp_path: Path) -> None:
-        (tmp_path / "src" / "deep").mkdir(parents=True)
-        (tmp_path / "src" / "a.py").write_text("x = 1\n")
-        (tmp_path / "src" / "deep" / "b.ts").write_text("let y = 2;\n")
-        (tmp_path / "src" / "notes.txt").write_text("no code\n")
-        packed = tmp_path / "heldout.jsonl.gz"
-        record = {"text": "fn main() {}\n", "language": "rust", "source": "crate"}
-        header = {"format": 2, "files": 1}
-        lines = f"{json.dumps(header)}\n{json.dumps(record)}\n"
-        packed.write_bytes(gzip.compress(lines.encode()))
-        sources = load_sources([tmp_path / "src" / "a.py", tmp_path / "src", packed])
-        assert [(s.language, s.text) for s in sources] == [
-            ("python", "x = 1\n"),
-            ("python", "x = 1\n"),
-            ("typescript", "let y = 2;\n"),
-            ("rust", "fn main() {}\n"),
-        ]
-
-    @pytest.mark.parametrize(
-        ("name", "content", "sentence"),
-        [
-            ("a.jsonl", b'{"language": "python"}', "line 1: the field 'text' is missing"),
-            ("a.jsonl", b'{"text": "x"}', "line 1: the field 'language' is missing"),
-            ("a.txt", b"text", "neither a packed corpus nor a file of a known language"),
-            ("a.py", b"\xff", "a.py is not UTF-8"),
-            ("a.py", b" \n", "there is no source text in"),
-        ],
-    )
-    def test_what_holds_no_source_text_is_refused_by_name(
-        self, tmp_path: Path, name: str, content: bytes, sentence: str
-    ) -> None:
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=sentence):
-            load_sources([tmp_path / name])

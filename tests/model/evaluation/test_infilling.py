@@ -10,9 +10,10 @@ import pytest
 
 from model.evaluation.__main__ import main
 from model.evaluation.decoding import Fill
-from model.evaluation.infilling import judge, summary
+from model.evaluation.infilling import Score, judge, summary
 from model.evaluation.problems import Problem, load_problems
-from model.evaluation.sandbox import Limits
+from model.evaluation.sandbox import Limits, Verdict
+from model.serving.completer import EngineCompleter
 
 WriteProblems = Callable[..., Path]
 
@@ -58,6 +59,17 @@ class TestScores:
         right, wrong = judge([(problem, filled(text)) for text in texts], Limits())
         assert (right.verdict.outcome, right.parses) == ("passed", True)
         assert (wrong.verdict.outcome, wrong.parses) == ("failed", True)
+
+    def test_where_no_solution_is_known_nothing_is_compared_with_it(
+        self, write_problems: WriteProblems, multipl_e: dict[str, Any]
+    ) -> None:
+        (problem,) = load_problems(write_problems(multipl_e))
+        score = Score(problem=problem, fill=filled("}"), verdict=Verdict("failed", ""))
+        figures = summary([score])
+        compared = ("exact_match", "longer_than_true", "shorter_than_true")
+        assert [figures[name] for name in compared] == [None, None, None]
+        assert figures["pass_at_1"] == 0.0
+        assert score.row["exact"] is None
 
     def test_the_summary_has_the_shares_and_costs(self, problem: Problem) -> None:
         texts = [problem.middle, problem.middle, "", problem.middle + "("]
@@ -174,15 +186,55 @@ class TestCommand:
     ) -> None:
         cobol = {**multipl_e, "language": "cobol"}
         for data, model, sentence in (
-            (tmp_path / "none.jsonl", checkpoint, "No such file"),
+            (tmp_path / "none.jsonl", checkpoint, "none.jsonl: No such file"),
             (write_problems({**infilling, "test": 7}), checkpoint, "'test' must be a text"),
             (write_problems(cobol, name="c.jsonl"), checkpoint, "cobol programs cannot be run"),
             (write_problems(infilling, name="i.jsonl"), tmp_path, "config.json is missing"),
+            (damaged_gzip(tmp_path), checkpoint, "damaged"),
         ):
             assert self.run(model, data) == 1
             error = capsys.readouterr().err.splitlines()[-1]
             assert error.startswith("mezzotint evaluate: ")
             assert sentence in error
+
+
+def damaged_gzip(folder: Path) -> Path:
+    path = folder / "damaged.jsonl.gz"
+    path.write_bytes(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xff\xff")
+    return path
+
+
+def test_ctrl_c_reports_what_is_filled_and_exits_with_130(
+    checkpoint: Path,
+    write_problems: WriteProblems,
+    infilling: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    complete = EngineCompleter.complete
+    calls: list[object] = []
+
+    async def interrupted(self: EngineCompleter, request: Any, **options: Any) -> Any:
+        calls.append(request)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return await complete(self, request, **options)
+
+    monkeypatch.setattr(EngineCompleter, "complete", interrupted)
+    status = main(
+        ["infilling", "--data", str(write_problems(infilling)), "--cut", "single-line", "--steps",
+         "1", "--model", str(checkpoint), "--device", "cpu", "--json"]
+    )  # fmt: skip
+    assert status == 130
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["n"], figures["interrupted"]) == (1, True)
+
+
+def test_a_length_that_no_solution_has_cannot_be_told(
+    write_problems: WriteProblems, multipl_e: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generation", "--data", str(write_problems(multipl_e)), "--oracle-length"]) == 1
+    assert "no solutions whose length" in capsys.readouterr().err
 
 
 def test_generation_evaluates_the_function_without_what_follows(

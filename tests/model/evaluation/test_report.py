@@ -6,15 +6,25 @@ import json
 import re
 from pathlib import Path
 
-from model.evaluation.report import circumstances, digest, percentile, share, write_report
+import pytest
+
+from model.evaluation.report import (
+    beside,
+    circumstances,
+    digest,
+    make_room,
+    percentile,
+    share,
+    write_report,
+)
 
 
 def test_a_report_names_command_machine_versions_and_checkpoint(checkpoint: Path) -> None:
     args = argparse.Namespace(
-        argv=["infilling", "--limit", "3"], device="cpu", engine=None, model=checkpoint
+        argv=["infilling", "--out", "a b"], device="cpu", engine=None, model=checkpoint
     )
     told = circumstances(args)
-    assert told["command"] == "mezzotint evaluate infilling --limit 3"
+    assert told["command"] == "mezzotint evaluate infilling --out 'a b'"
     assert told["device"]
     assert re.fullmatch(r"[0-9a-f]{40}\+?", told["commit"] or "0" * 40)
     weights = (checkpoint / "model.safetensors").read_bytes()
@@ -25,7 +35,7 @@ def test_a_remote_engine_is_named_instead_of_a_checkpoint(tmp_path: Path) -> Non
     args = argparse.Namespace(argv=[], device="cpu", engine="http://127.0.0.1:1", model=tmp_path)
     told = circumstances(args)
     assert told["engine"] == "http://127.0.0.1:1"
-    assert "model_sha256" not in told
+    assert not told.keys() & {"model_sha256", "device", "torch"}  # those would be ours
 
 
 def test_rows_are_written_a_line_each(tmp_path: Path) -> None:
@@ -38,4 +48,18 @@ def test_rows_are_written_a_line_each(tmp_path: Path) -> None:
 
 def test_shares_and_percentiles_of_nothing_are_no_error() -> None:
     assert share(0, 0) is None
-    assert percentile([], 50) == 0.0
+    assert percentile([], 50) is None
+
+
+def test_a_dot_in_a_stem_is_no_extension() -> None:
+    assert beside(Path("docs/sweep-0.9"), ".json") == Path("docs/sweep-0.9.json")
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("kept")
+    make_room(tmp_path / "old.json")
+    make_room(tmp_path / "new" / "report.json")
+    assert (tmp_path / "old.json").read_text() == "kept"
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(OSError, match="directory"):
+        make_room(tmp_path)
