@@ -25,13 +25,17 @@ check: .venv/ready-dev ## what a change must pass before it is committed; under 
 GPU_PYTHON ?= python3
 GPU_MINUTES ?= 20
 GPU_WINDOWS ?= 64
+# A HumanEval-Infilling file, to score the trained model on; without it nothing is scored.
+GPU_DATA ?=
 GPU_SHAPE := --hidden-size 512 --layers 6 --context-tokens 1024
 # Training goes on from the shipped checkpoint as soon as that has this shape.
 GPU_FROM := $(if $(shell grep '"hidden_size": 512' model/weights/config.json),--from model/weights)
-gpu: ## the gpu tests, then the training of the model to ship
+gpu: ## the gpu tests, then the training of the model to ship, then its score
 	$(GPU_PYTHON) -m pytest -q -rs -c /dev/null --noconftest --rootdir . tests/model/test_gpu.py
 	$(GPU_PYTHON) -m model.training corpus --out runs/gpu $(GPU_SHAPE) $(GPU_FROM) \
 	  --minutes $(GPU_MINUTES) --windows $(GPU_WINDOWS) --device cuda --json
+	$(if $(GPU_DATA),$(GPU_PYTHON) -m model.evaluation infilling --data $(GPU_DATA) --cut single-line \
+	  --model runs/gpu/checkpoint --device cuda --out runs/gpu/single-line.json --json)
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
