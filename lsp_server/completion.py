@@ -44,7 +44,7 @@ class Suggestion:
     text: str
     """What to insert at the cursor (in the first hole)."""
     confidence: float
-    """Mean probability of its tokens, 0..1."""
+    """The model's probability of the whole text, 0..1 (`Candidate.confidence`)."""
     new_syntax_errors: int | None
     """Syntax errors it adds to the document; None when unchecked."""
     texts: tuple[str, ...]
@@ -181,7 +181,9 @@ def select_suggestions(
     if not trimmed:
         return _nothing("the model has nothing to add here")
 
-    confident = {t: c for t, c in trimmed.items() if c.confidence >= settings.min_confidence}
+    # Who asks is shown what there is; what comes up by itself has to be worth the interruption.
+    least = 0.0 if explicit else settings.min_confidence
+    confident = {t: c for t, c in trimmed.items() if c.confidence >= least}
     if not confident:
         return _nothing(f"no candidate reached the confidence of {settings.min_confidence:g}")
 

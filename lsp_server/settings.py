@@ -257,7 +257,9 @@ class Settings:
     )
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     min_confidence: float = _setting(
-        0.0, _number(0, 1), "Show no completion that the model is less sure of than this."
+        0.1,
+        _number(0, 1),
+        "Show nothing unasked that the model gives a lower probability of being exactly right.",
     )
     syntax_check: Literal["strict", "warn", "off"] = _setting(
         "strict",

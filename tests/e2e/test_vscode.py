@@ -31,9 +31,10 @@ SECONDS_TO_LEAVE = 15
 SETTINGS = {
     "mezzotint.server.command": [sys.executable, "-m", "lsp_server", "lsp"],
     # Whether there is a completion must depend neither on the machine's speed nor on whether a
-    # small model happens to write one that parses.
+    # small model happens to be sure of one, and to write one that parses.
     "mezzotint.deadlineMs.auto": 60_000,
     "mezzotint.syntaxCheck": "warn",
+    "mezzotint.minConfidence": 0,
     "editor.minimap.enabled": False,
     # By default VS Code drops ghost text that takes longer than 750 ms, for its own list.
     "editor.quickSuggestions": "off",

@@ -145,10 +145,14 @@ def test_without_the_check_no_candidate_is_parsed():
 
 
 def test_candidates_below_the_confidence_are_dropped_with_a_reason():
-    assert texts(select(candidates(a=0.5, b=0.9), minConfidence=0.6)) == ["b"]
-    nothing = select(candidates(a=0.5), minConfidence=0.6)
+    assert texts(select(candidates(a=0.5, b=0.9), explicit=False, minConfidence=0.6)) == ["b"]
+    nothing = select(candidates(a=0.5), explicit=False, minConfidence=0.6)
     assert nothing.reason is not None
     assert "0.6" in nothing.reason.message
+
+
+def test_a_person_who_asks_is_shown_unsure_candidates_too():
+    assert texts(select(candidates(a=0.5), explicit=True, minConfidence=0.6)) == ["a"]
 
 
 @pytest.mark.parametrize("text", ["", "  \n ", "return x", "return x\n\nprint(x)"])
