@@ -55,12 +55,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 130 after Ctrl-C, also where figures came of it."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["replay"]:
         from model.evaluation import replay  # needs the language server, which a GPU box lacks
 
         return replay.main(arguments[1:])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = parse_args(arguments)
     try:
         figures = args.module.run(args)
