@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -475,3 +476,17 @@ def test_the_help_of_serve_is_the_engines_own(capsys: pytest.CaptureFixture[str]
         main(["serve", "--help"])
     assert exited.value.code == 0
     assert "--port" in capsys.readouterr().out
+
+
+def test_the_readmes_first_command_stands_at_the_place_it_speaks_of() -> None:
+    repository = Path(__file__).parents[2]
+    makefile = (repository / "Makefile").read_text()
+    found = re.search(r"^TRY \?= (\S+?):(\d+):(\d+) --until (\d+):(\d+)$", makefile, re.MULTILINE)
+    assert found is not None
+    file, line, start, last_line, end = found.groups()
+    assert line == last_line
+    text = (repository / file).read_text().splitlines()[int(line) - 1]
+    assert text[: int(start) - 1].strip() == "def __init__(self"
+    assert len(text) == int(end) - 1
+    place = f"{file}:{line}:{start} --until {line}:{end}"
+    assert place in (repository / "README.md").read_text()
