@@ -28,6 +28,7 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        dist.barrier()  # leave together: process 0 still saves when the others are done
     finally:
         dist.destroy_process_group()
 

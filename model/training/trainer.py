@@ -96,7 +96,8 @@ class Trainer:
         mine = range(distributed.rank(), HELD_OUT_BATCHES, distributed.world_size())
         self.held_out = [held_out.batch(i) for i in mine]
         self.step, self.seconds, self.best = 0, 0.0, -1.0
-        self.stopping = False
+        self.asked_to_stop = False  # a signal has come to this process
+        self.stopping = False  # all processes have agreed to stop
 
     @property
     def is_done(self) -> bool:
@@ -117,6 +118,7 @@ class Trainer:
         """
         if self.device.type == "cuda":  # on a CPU it does not pay (docs/experiments.md)
             compile_layers(self.model, self._try_out)
+        self.asked_to_stop = self.stopping = False
         reported_at = saved_at = self.seconds
         losses: list[StepFigures] = []
         bar = tqdm(
@@ -150,7 +152,10 @@ class Trainer:
 
     def _agree(self, seconds: float) -> None:
         """All processes go by one clock, and stop together when one is asked to."""
-        self.seconds, stopping = distributed.largest(seconds, self.stopping, device=self.device)
+        # A signal may come at any instant; only what has been agreed on may end the loop, or one
+        # process would leave while the others wait for its gradients.
+        asked = self.asked_to_stop
+        self.seconds, stopping = distributed.largest(seconds, asked, device=self.device)
         self.stopping = bool(stopping)
 
     @property
@@ -306,7 +311,7 @@ def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into "finish this step, save, leave"."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        trainer.stopping = True
+        trainer.asked_to_stop = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -142,6 +142,23 @@ def test_a_signal_ends_the_run_after_its_step_and_loses_nothing(
     assert_same_weights(weights(resumed), weights(trainer))
 
 
+def test_a_signal_that_comes_while_the_processes_agree_is_heard_after_the_next_step(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost, the run would never end; acted on at once by one process of two, both would hang."""
+    trainer = make_trainer(minutes=5.0)
+    largest = trainer_module.distributed.largest
+
+    def agree(*values: float, device: torch.device) -> list[float]:
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return largest(*values, device=device)
+
+    monkeypatch.setattr(trainer_module.distributed, "largest", agree)
+    trainer.run()
+    assert trainer.step == 3
+
+
 def test_a_resumed_run_counts_on_and_draws_the_next_batches(
     make_trainer: Callable[..., Trainer],
 ) -> None:
