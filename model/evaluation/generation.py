@@ -14,33 +14,17 @@ import io
 import tokenize
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from model.evaluation.decoding import Fill, add_model_arguments, add_policy_arguments, decoding_of
-from model.evaluation.infilling import (
-    add_task_arguments,
-    check_task_arguments,
-    evaluate,
-    load_tasks,
-)
+from model.evaluation.decoding import Fill
+from model.evaluation.infilling import add_scoring_arguments, evaluate, load_tasks
+from model.evaluation.infilling import check_arguments as check_arguments  # the same for both
 from model.evaluation.problems import Problem, whole_functions
 from model.evaluation.report import Figures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mezzotint evaluate generation`."""
-    add_task_arguments(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="write a full report, task by task"
-    )
-    add_policy_arguments(parser)
-    add_model_arguments(parser)
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Check what no single option can tell. Raises `ValueError`, `InvalidRequestError`."""
-    args.decoding = decoding_of(args)
-    check_task_arguments(args)
+    add_scoring_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> Figures:

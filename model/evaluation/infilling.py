@@ -83,8 +83,13 @@ class Score:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mezzotint evaluate infilling`."""
-    add_task_arguments(parser)
+    add_scoring_arguments(parser)
     add_cut_argument(parser)
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `evaluate` needs: tasks, a report's place, a decoding and a model."""
+    add_task_arguments(parser)
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="write a full report, task by task"
     )

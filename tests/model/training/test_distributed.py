@@ -50,15 +50,6 @@ def finish(group: subprocess.Popen[str]) -> str:
     return out
 
 
-@pytest.fixture
-def folder(tmp_path: Path, code: str) -> Path:
-    folder = tmp_path / "code"
-    folder.mkdir()
-    (folder / "stack.py").write_text(code)
-    (folder / "SOURCE.json").write_text('{"licence": "MIT"}')
-    return folder
-
-
 def log_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(row) for row in (run / "log.jsonl").read_text().splitlines()]
 

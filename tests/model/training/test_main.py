@@ -22,15 +22,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "HELD_OUT_BATCHES", 1)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, code: str) -> Path:
-    folder = tmp_path / "code"
-    folder.mkdir()
-    (folder / "stack.py").write_text(code)
-    (folder / "SOURCE.json").write_text('{"licence": "MIT"}')
-    return folder
-
-
 def minutes(value: float) -> list[str]:
     return ["--minutes", str(value), "--device", "cpu"]
 
