@@ -56,13 +56,15 @@ def canvas_attention(
     canvas: KeyValue,
     prefix_mask: Tensor | None,
     suffix_mask: Tensor | None,
+    canvas_mask: Tensor | None,
     canvas_size: int,
 ) -> Tensor:
     """Attention of N = K·C canvas tokens to the prefix, the suffix and their own canvas.
 
     The queries come rotated twice: relative to the prefix stream (`q_left`, also used within the
     canvas) and relative to the suffix stream (`q_right`), which has an origin of its own; one
-    softmax spans all three. Masks are additive, (B, 1, N, L) or None for "all visible". This is
+    softmax spans all three. Masks are additive, (B, 1, N, L) or None for "all visible";
+    `canvas_mask` (B, 1, 1, C) hides slots that only pad a smaller canvas. This is
     the reference path: plain matrix products, exact in every dtype's rounding, on every device.
     """
     batch, heads, num, dim = q_left_BHND.shape
@@ -86,6 +88,8 @@ def canvas_attention(
     q_left, q_right = q_left_BHND * dim**-0.5, q_right_BHND * dim**-0.5
     q_own = q_left.unflatten(2, (-1, canvas_size)).unflatten(1, (groups, -1))
     own = (q_own @ per_canvas(canvas[0]).transpose(-1, -2)).reshape(batch, heads, num, -1)
+    if canvas_mask is not None:
+        own = own + canvas_mask
     logits = torch.cat(
         (
             scores(q_left, prefix[0], prefix_mask),

@@ -159,7 +159,7 @@ class Block(nn.Module):
         right: tuple[Tensor, Tensor],
         prefix: KeyValue,
         suffix: KeyValue,
-        masks: tuple[Tensor | None, Tensor | None] | BlockMask,
+        masks: tuple[Tensor | None, Tensor | None, Tensor | None] | BlockMask,
         canvas_size: int,
     ) -> Tensor:
         """One layer over N canvas slots (B, N, E), whose queries are rotated in two ways."""
@@ -248,6 +248,7 @@ class Denoiser(nn.Module):
         canvas_size: int,
         prefix_mask: Tensor | None = None,
         suffix_mask: Tensor | None = None,
+        canvas_mask: Tensor | None = None,
         block_mask: BlockMask | None = None,
     ) -> Tensor:
         """Hidden states (B, N, E) of K canvases of `canvas_size` slots against encoded streams.
@@ -259,7 +260,8 @@ class Denoiser(nn.Module):
         `left_BN` is a slot's position in the prefix stream (its length, then counting on);
         `right_BN` its position in the suffix stream: that stream's length for *every* slot, since
         how far a slot is from the suffix is unknown until the span's length is. Masks are additive
-        (B, 1, N, L); None means every context token is visible. Instead of both, training on CUDA
+        (B, 1, N, L); None means every context token is visible. `canvas_mask` (B, 1, 1, C) hides
+        the slots that pad a smaller canvas in a batch of mixed sizes. Instead, training on CUDA
         gives one `block_mask` (`model.flex_attention`).
         """
         slots_BKC = ids_BN.unflatten(1, (-1, canvas_size))
@@ -267,7 +269,7 @@ class Denoiser(nn.Module):
         x = self._embed(shifted.flatten(1), Role.CANVAS)
         left = self._rotation(left_BN - 1, x.dtype)
         right = self._rotation(right_BN, x.dtype)
-        masks = (prefix_mask, suffix_mask) if block_mask is None else block_mask
+        masks = (prefix_mask, suffix_mask, canvas_mask) if block_mask is None else block_mask
         for layer, block in enumerate(self.blocks):
             x = block.denoise(x, left, right, prefix[layer], suffix[layer], masks, canvas_size)
         return self.final_norm(x)

@@ -88,7 +88,15 @@ def test_canvas_attention_is_one_softmax_over_both_contexts_and_the_own_canvas(
         return mask[:, None] if masked else None
 
     mixed = canvas_attention(
-        q_left, q_right, prefix, suffix, canvas, additive(seen_prefix), additive(seen_suffix), size
+        q_left,
+        q_right,
+        prefix,
+        suffix,
+        canvas,
+        additive(seen_prefix),
+        additive(seen_suffix),
+        None,
+        size,
     )
     assert mixed.shape == (batch, HEADS, num, DIM)
     for b, h, n in torch.cartesian_prod(*map(torch.arange, (batch, HEADS, num))).tolist():
@@ -111,12 +119,29 @@ def test_canvas_attention_in_bf16_is_close_to_fp64() -> None:
         (random(1, GROUPS, n, DIM, seed=s), random(1, GROUPS, n, DIM, seed=s + 1))
         for n, s in ((9, 3), (7, 5), (4, 7))
     ]
-    exact = canvas_attention(*inputs, *contexts, None, None, 4)
+    exact = canvas_attention(*inputs, *contexts, None, None, None, 4)
     half = canvas_attention(
         *(x.bfloat16() for x in inputs),
         *((k.bfloat16(), v.bfloat16()) for k, v in contexts),
         None,
         None,
+        None,
         4,
     )
     torch.testing.assert_close(half.double(), exact, rtol=0.05, atol=0.02)
+
+
+def test_a_padded_canvas_is_attended_to_as_the_shorter_one() -> None:
+    q = [random(1, HEADS, 6, DIM, seed=s) for s in (1, 2)]
+    prefix, suffix, canvas = [
+        (random(1, GROUPS, n, DIM, seed=s), random(1, GROUPS, n, DIM, seed=s + 1))
+        for n, s in ((9, 3), (7, 5), (6, 7))
+    ]
+    mask = torch.zeros(1, 1, 1, 6, dtype=torch.float64)
+    mask[..., 4:] = float("-inf")
+    padded = canvas_attention(*q, prefix, suffix, canvas, None, None, mask, 6)
+    short = [x[:, :, :4] for x in q]
+    alone = canvas_attention(
+        *short, prefix, suffix, (canvas[0][:, :, :4], canvas[1][:, :, :4]), None, None, None, 4
+    )
+    torch.testing.assert_close(padded[:, :, :4], alone)

@@ -63,7 +63,7 @@ def test_gives_what_the_reference_gives_and_its_gradients(
     seen = [torch.randint(1, length + 1, (batch, canvases), generator=generator) for _ in range(2)]
     seen[0][0, 0], seen[1][0, 0] = 1, length
     masks = (additive(s, length, size, dtype) for s in seen)
-    expected = canvas_attention(q_left, q_right, *contexts, *masks, size)
+    expected = canvas_attention(q_left, q_right, *contexts, *masks, None, size)
     block_mask = canvas_block_mask(seen[0], seen[1], length, size)
     found = flex_canvas_attention(q_left, q_right, *contexts, block_mask)
     torch.testing.assert_close(found, expected)
