@@ -421,16 +421,16 @@ class TestFailures:
 
         def fail_once(batch: list[Sequence]) -> torch.Tensor:
             engine.runner.denoise = denoise  # type: ignore[method-assign]
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a broken kernel")
 
         running = engine.submit(make_fill(on_step=gate))
         gate.wait()
         batched = engine.submit(make_fill())
-        larger = engine.submit(make_fill(slots=32))  # waits for a batch of its own
+        larger = engine.submit(make_fill(slots=128))  # waits for a batch of its own
         engine.runner.denoise = fail_once  # type: ignore[method-assign,assignment]
         gate.open()
         for future in (running, batched):
-            with pytest.raises(CompletionError, match="step failed: out of memory"):
+            with pytest.raises(CompletionError, match="step failed: a broken kernel"):
                 answer(future)
         answer(larger)
         engine.close()
@@ -613,10 +613,7 @@ class TestFilling:
         canvases: list[list[int]] = []
         dictate(engine, [100, 101])  # and then `<eom>` at all costs
         fill = make_fill(
-            slots=length + 1,
-            max_new_tokens=length,
-            known_length=True,
-            params=(SamplingParams(steps=1),),
+            params=(SamplingParams(steps=1, length=length),),
             on_step=lambda sequence: canvases.append(list(sequence.canvas)),
         )
         (output,) = answer(engine.submit(fill))
