@@ -26,8 +26,10 @@ oracles = st.builds(
     InfillRequest,
     prefix=texts,
     length_of=st.text(min_size=1),
-    policy=st.sampled_from(["threshold", "entropy", "left-to-right"]),
+    policy=st.sampled_from(["threshold", "entropy", "factor", "left-to-right", "autoregressive"]),
     entropy_bound=st.floats(0, 1e3),
+    factor=st.floats(0, 100),
+    top_p=st.floats(0.01, 1),
 )
 requests = oracles | st.builds(
     InfillRequest,
@@ -44,7 +46,8 @@ requests = oracles | st.builds(
     max_new_tokens=st.integers(1, 4096),
     candidates=st.integers(1, 16),
     steps=st.none() | st.integers(1, 4096),
-    threshold=st.floats(0, 1),
+    threshold=st.floats(0.5, 1),
+    remask=st.none() | st.floats(0, 0.5),
     temperature=st.floats(0, 10),
     seed=st.integers(),
     deadline_ms=st.none() | st.floats(0, 3.6e6),
@@ -55,6 +58,7 @@ candidates = st.builds(
     confidence=numbers,
     finished=st.booleans(),
     probabilities=st.lists(numbers).map(tuple),
+    score=st.none() | numbers,
 )
 results = st.builds(
     InfillResult,
