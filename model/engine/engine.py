@@ -17,7 +17,7 @@ from torch import Tensor
 from model.api import CompletionError, EngineUnavailableError, SupersededError
 from model.denoiser import Denoiser
 from model.engine.model_runner import ModelRunner
-from model.engine.sampler import choose, commit
+from model.engine.sampler import CanvasBatch, Vocabulary, decide
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Fill, FilledHoles, Sequence
 from model.infill import CanvasLayout, fitted
@@ -37,14 +37,14 @@ class Engine:
         self, model: Denoiser, tokenizer: CodeTokenizer, *, cache_bytes: int | None = None
     ) -> None:
         """`cache_bytes` is the context cache's budget (None: by what the device has)."""
-        self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
         self.runner = ModelRunner(model, cache_bytes=cache_bytes)
-        self._forbidden = torch.zeros(
+        forbidden = torch.zeros(
             model.config.vocab_size, dtype=torch.bool, device=self.runner.device
         )
-        self._forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-        self._forbidden_at_known_length = self._forbidden.clone()
-        self._forbidden_at_known_length[tokenizer.end_id] = True
+        forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
+        self.vocabulary = Vocabulary(
+            mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden
+        )
         self._scheduler = Scheduler(MAX_BATCH)
         self._futures: dict[int, Future[list[FilledHoles]]] = {}
         self._replaced: list[Fill] = []
@@ -129,60 +129,63 @@ class Engine:
             return
         for fill in fills:
             fill.forwards += 1
-        for row, sequence in enumerate(batch):
-            try:
-                self._advance(sequence, logits[row])
-            except Exception as error:  # its logits or its listener: the other fills go on
-                self._fail([sequence.fill], error)
+        self._commit(batch, logits)
         with self._work:
             for fill in fills:
                 if fill.is_done:
                     self._end(fill, [s.output for s in fill.sequences if s.output is not None])
 
-    def _advance(self, sequence: Sequence, logits_CV: Tensor) -> None:
-        """Commit this step's slots of one sequence; close its canvas when none is masked."""
-        self._decide(sequence, logits_CV)
-        if sequence.step + 1 == sequence.params.steps:
+    def _commit(self, batch: list[Sequence], logits_BCV: Tensor) -> None:
+        """Decide this step's slots of every sequence; close the canvases without masks."""
+        self._decide(batch, logits_BCV)
+        for row, sequence in enumerate(batch):
+            if sequence.fill not in self._scheduler.fills:
+                continue  # its logits were not finite
+            try:
+                self._advance(sequence, logits_BCV[row, None])
+            except Exception as error:  # its listener: the other fills go on
+                self._fail([sequence.fill], error)
+
+    def _advance(self, sequence: Sequence, logits_1CV: Tensor) -> None:
+        """A sequence's step is decided: tell the listener, close the canvas if it is full."""
+        if sequence.step == sequence.params.steps:
             # An end that lost to a token behind it is still open, and this was the last forward.
-            while self.mask_id in sequence.canvas:
-                self._decide(sequence, logits_CV)
-        sequence.step += 1
+            while self.vocabulary.mask_id in sequence.canvas:
+                self._decide([sequence], logits_1CV)
         fill = sequence.fill
         if fill.on_step is not None and sequence is fill.sequences[0]:
             fill.on_step(sequence)
-        if self.mask_id not in sequence.canvas:
+        if self.vocabulary.mask_id not in sequence.canvas:
             self._close_canvas(sequence)
 
-    def _decide(self, sequence: Sequence, logits_CV: Tensor) -> None:
-        """Put what the sampler is sure of into the canvas: at least one slot."""
-        hole_C = torch.tensor(_hole_of_slot(sequence.layout), device=logits_CV.device)
-        canvas_C = torch.tensor(sequence.canvas, device=logits_CV.device)
-        choice = choose(
-            logits_CV,
-            canvas_C,
-            hole_C,
-            sequence.params,
-            sequence.step,
-            mask_id=self.mask_id,
-            end_id=self.end_id,
-            forbidden=self._forbidden_at_known_length
-            if sequence.fill.known_length
-            else self._forbidden,
-        )
-        new_canvas = commit(choice, canvas_C, hole_C, mask_id=self.mask_id, end_id=self.end_id)
-        chosen, confidence = choice.chosen.tolist(), choice.confidence.tolist()
-        sequence.canvas = new_canvas.tolist()
-        sequence.confidences = [
-            new if is_chosen else old
-            for new, is_chosen, old in zip(confidence, chosen, sequence.confidences, strict=True)
-        ]
+    def _decide(self, batch: list[Sequence], logits_BCV: Tensor) -> None:
+        """Put what the sampler is sure of into the canvases: at least one slot in each."""
+        canvases = CanvasBatch.of(batch, self.vocabulary.end_id, logits_BCV.device)
+        broken = decide(canvases, logits_BCV[:, : canvases.ids.shape[1]], self.vocabulary)
+        ids, confidences = canvases.ids.tolist(), canvases.confidence.tolist()
+        fixed = canvases.fixed.tolist() if canvases.rows.remasks else None
+        for row, (sequence, is_broken) in enumerate(zip(batch, broken.tolist(), strict=True)):
+            if is_broken:
+                error = FloatingPointError("the denoiser produced non-finite logits")
+                self._fail([sequence.fill], error)
+                continue
+            size = len(sequence.canvas)
+            sequence.canvas = ids[row][:size]
+            sequence.confidences = confidences[row][:size]
+            if fixed is not None:
+                sequence.fixed = fixed[row][:size]
+            sequence.step += 1
 
     def _close_canvas(self, sequence: Sequence) -> None:
         """A canvas without masks: done, or, for a lone hole without an end, on to a further one."""
         fill = sequence.fill
         lone = len(sequence.layout.slots) == 1
         num_tokens = len(sequence.committed) + len(sequence.canvas) - len(fill.typed)
-        if not lone or self.end_id in sequence.canvas or num_tokens >= fill.max_new_tokens:
+        if (
+            not lone
+            or self.vocabulary.end_id in sequence.canvas
+            or num_tokens >= fill.max_new_tokens
+        ):
             sequence.output = self._output(sequence)
             self.runner.close_context(sequence)
             return
@@ -211,19 +214,21 @@ class Engine:
             layout=fill.layout,
             canvas=[],
             clamped=[],
+            fixed=[],
             confidences=[],
         )
         self._blank(sequence, fill.typed)
         return sequence
 
     def _blank(self, sequence: Sequence, typed: tuple[int, ...]) -> None:
-        sequence.canvas, sequence.clamped = sequence.layout.blank(self.mask_id, typed)
+        sequence.canvas, sequence.clamped = sequence.layout.blank(self.vocabulary.mask_id, typed)
         if sequence.fill.known_length:
             # The `<eom>`s in sight tell the model the length, as a half-done canvas would.
             left = sequence.fill.max_new_tokens - len(sequence.committed)
             behind = range(min(left, len(sequence.canvas)), len(sequence.canvas))
             for slot in behind:
-                sequence.canvas[slot], sequence.clamped[slot] = self.end_id, True
+                sequence.canvas[slot], sequence.clamped[slot] = self.vocabulary.end_id, True
+        sequence.fixed = list(sequence.clamped)
         sequence.confidences = [1.0] * len(sequence.canvas)
         sequence.step = 0
 
@@ -239,8 +244,8 @@ class Engine:
             ended = False
             for slot in hole:
                 token = sequence.canvas[slot]
-                ended = token == self.end_id
-                if token == self.mask_id or (len(tokens) == most and not ended):
+                ended = token == self.vocabulary.end_id
+                if token == self.vocabulary.mask_id or (len(tokens) == most and not ended):
                     break
                 if not sequence.clamped[slot]:
                     trusted.append(sequence.confidences[slot])
@@ -282,12 +287,3 @@ class Engine:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
-
-
-def _hole_of_slot(layout: CanvasLayout) -> list[int]:
-    """The hole each slot belongs to, -1 for text between holes."""
-    owner = [-1] * layout.size
-    for index, hole in enumerate(layout.holes()):
-        for slot in hole:
-            owner[slot] = index
-    return owner

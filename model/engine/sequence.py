@@ -25,8 +25,14 @@ class SamplingParams:
     """`threshold`: commit every slot whose confidence exceeds this, at least one a step."""
     entropy_bound: float = 0.3
     """`entropy`: nats that a step's slots may be unsure of together, the least sure left aside."""
+    factor: float = 1.0
+    """`factor`: commit n slots whose confidences are all at least 1 - factor / (n + 1)."""
+    remask: float | None = None
+    """Mask a committed token again when its probability falls below this; None: never."""
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 draws one."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that have this much probability together."""
     seed: int = 0
 
 
@@ -44,6 +50,8 @@ class Sequence:
     """Slot ids; the tokenizer's mask id where undecided."""
     clamped: list[bool]
     """Slots that were given and must never change."""
+    fixed: list[bool]
+    """Slots that are not masked again: the clamped ones, and those that were once."""
     confidences: list[float]
     """Probability a slot was committed with; 1 for clamped ones."""
     step: int = 0

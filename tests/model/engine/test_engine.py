@@ -96,7 +96,7 @@ def dictate(engine: Engine, *holes: list[int]) -> None:
             for index, hole in enumerate(sequence.layout.holes()):
                 wanted = holes[index][len(sequence.committed) if index == 0 else 0 :]
                 for slot, offset in zip(hole, range(len(hole)), strict=True):
-                    token = wanted[offset] if offset < len(wanted) else engine.end_id
+                    token = wanted[offset] if offset < len(wanted) else engine.vocabulary.end_id
                     logits[row, slot, token] = 12.0 - 0.1 * slot  # the first is the surest
         return logits
 
@@ -575,7 +575,7 @@ class TestFilling:
             logits = torch.zeros(
                 len(batch), len(batch[0].canvas), engine.runner.model.config.vocab_size
             )
-            logits[:, :, engine.end_id] = float("-inf")
+            logits[:, :, engine.vocabulary.end_id] = float("-inf")
             return logits
 
         engine.runner.denoise = unsure  # type: ignore[method-assign,assignment]
@@ -595,7 +595,7 @@ class TestFilling:
         def unsure(batch: list[Sequence]) -> torch.Tensor:  # 0.5, 0.5, then 0.8 for the end
             logits = torch.full((len(batch), len(batch[0].canvas), vocab_size), -1e4)
             logits[:, :, [100, 101]] = 0.0
-            logits[:, 2:, [engine.end_id, 101]] = torch.tensor([0.8, 0.2]).log()
+            logits[:, 2:, [engine.vocabulary.end_id, 101]] = torch.tensor([0.8, 0.2]).log()
             logits[:, 2:, 100] = -1e4
             return logits
 
@@ -621,9 +621,9 @@ class TestFilling:
         )
         (output,) = answer(engine.submit(fill))
         assert len(output.holes[0]) == len(output.probabilities) == length
-        assert engine.end_id not in output.holes[0]
+        assert engine.vocabulary.end_id not in output.holes[0]
         assert output.finished
-        assert sum(canvas.count(engine.end_id) for canvas in canvases) == (
+        assert sum(canvas.count(engine.vocabulary.end_id) for canvas in canvases) == (
             sum(map(len, canvases)) - length
         )
 
@@ -681,7 +681,7 @@ class TestSteps:
 
         def undecided(batch: list[Sequence]) -> torch.Tensor:
             logits = torch.zeros(1, 16, engine.runner.model.config.vocab_size)
-            logits[0, :, engine.end_id] = 9.0
+            logits[0, :, engine.vocabulary.end_id] = 9.0
             logits[0, :, 100] = 8.0
             logits[0, 2, 101] = 20.0
             return logits
@@ -703,7 +703,9 @@ class TestSteps:
                 make_fill(
                     max_new_tokens=32,
                     params=(SamplingParams(steps=4), SamplingParams(steps=2)),
-                    on_step=lambda s: seen.append((s.step, s.canvas.count(engine.mask_id))),
+                    on_step=lambda s: seen.append(
+                        (s.step, s.canvas.count(engine.vocabulary.mask_id))
+                    ),
                 )
             )
         )
