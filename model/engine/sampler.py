@@ -37,13 +37,15 @@ class SamplingRows:
         self.draws = any(p.temperature > 0 for p in params)
         self.cuts = self.draws and any(p.top_p < 1 for p in params)
         self.remasks = any(p.remask is not None for p in params)
-        # Only what somebody asks for goes to the device: each costs a transfer.
-        nothing = torch.empty(0)
-        as_column = lambda values: torch.tensor(values, device=device)[:, None]  # noqa: E731
-        self.temperature = as_column([p.temperature for p in params]) if self.draws else nothing
-        self.seed = as_column([p.seed % 2**63 for p in params]) if self.draws else nothing
-        self.top_p = as_column([p.top_p for p in params]) if self.cuts else nothing
-        self.remask = as_column([p.remask or 0.0 for p in params]) if self.remasks else nothing
+
+        def column(values: list[float], is_used: bool) -> Tensor:
+            # Only what somebody asks for goes to the device: each costs a transfer.
+            return torch.tensor(values if is_used else [], device=device)[:, None]
+
+        self.temperature = column([p.temperature for p in params], self.draws)
+        self.seed = column([p.seed % 2**63 for p in params], self.draws)
+        self.top_p = column([p.top_p for p in params], self.cuts)
+        self.remask = column([p.remask or 0.0 for p in params], self.remasks)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class CanvasBatch:
 
         hole = padded([s.layout.hole_of_slot for s in batch], -1)
         order = torch.arange(size, device=device)
-        known = [[s.fill.known_length] for s in batch]
+        known = [[s.params.length is not None] for s in batch]
         return cls(
             ids=padded([s.canvas for s in batch], end_id),
             confidence=padded([s.confidences for s in batch], 1.0),
