@@ -53,9 +53,18 @@ class Setting:
 
     @cached_property
     def torch_device(self) -> torch.device:
-        """The device that `auto` means, too."""
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name if self.device == "auto" else self.device)
+        """The device, also where `auto` means it. Raises `ValueError` for one that is not there."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"device {self.device!r} is not known; use auto, cpu or cuda"
+            ) from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device {self.device!r} is not there; use auto or cpu")
+        return device
 
     @property
     def on_cuda(self) -> bool:
@@ -158,4 +167,3 @@ def shuffled_rounds(names: Sequence[str], rounds: int, seed: int) -> list[str]:
     the machine's moods."""
     draw = random.Random(seed)
     return [name for _ in range(rounds) for name in draw.sample(names, len(names))]
-

@@ -37,6 +37,11 @@ class ModelRunner:
         self._gathered_for: tuple[tuple[int, int, int, int], ...] = ()
         self._gathered: tuple[list[KeyValue], list[KeyValue], Tensor | None, Tensor | None]
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the buffers that keep keys and values."""
+        return sum(buffer.nbytes for pair in self._buffers for buffer in pair)
+
     def open_contexts(self, batch: Items[Sequence]) -> None:
         """Make the cache hold both streams of every sequence of the batch.
 
