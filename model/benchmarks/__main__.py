@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     try:
         figures = run(args)
-    except (ValueError, OSError, DocumentError, CompletionError) as error:
+    except (ValueError, OSError, ImportError, DocumentError, CompletionError) as error:
         print(f"mezzotint bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -158,8 +159,16 @@ def _measure(parts: Sequence[str], setting: Setting) -> Figures:
             break
         rows = part.rows(figures[name], setting)
         _print_section(part.TITLE, rows)
+        _let_go_of_memory()
         goals += table.verdicts(name, rows)
     return {**figures, "goals": goals}
+
+
+def _let_go_of_memory() -> None:
+    """The next part finds the GPU as empty as the first one did."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _print_section(title: str, rows: Sequence[table.Row]) -> None:

@@ -1,19 +1,22 @@
 """Throughput and latency of many clients at once, each typing in a document of its own.
 
 Clients are coroutines that ask again as soon as they are answered, each time one character further
-into its file. They share the engine's process; what HTTP adds is measured with one count of them.
+into its file. They share the engine's process; one count of them also asks an engine over HTTP, from where an editor
+asks it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from tqdm import tqdm
 
 from model.api import Completer, InfillRequest
+from model.benchmarks.http_engine import http_engine, missing_packages
 from model.benchmarks.setting import Setting, shuffled_rounds
 from model.benchmarks.table import Row
 from model.evaluation.report import Figures, percentile
@@ -22,6 +25,8 @@ TITLE = "Clients at once"
 
 CLIENTS = (1, 4, 16, 64)
 QUICK_CLIENTS = (1, 4)
+HTTP_CLIENTS = 4
+OVER_HTTP = f"{HTTP_CLIENTS} over HTTP"
 ROUNDS = 3
 CONTEXT_CHARS = 2048
 """On either side of a client's cursor."""
@@ -30,21 +35,39 @@ CONTEXT_CHARS = 2048
 async def measure(setting: Setting) -> Figures:
     """The figures of this part. Raises `CompletionError`, `OSError` and `ValueError`."""
     counts = QUICK_CLIENTS if setting.quick else CLIENTS
+    lacking = missing_packages()
+    async with contextlib.AsyncExitStack() as opened:
+        completer = setting.open_completer()
+        opened.push_async_callback(completer.close)
+        # Each name: whom to ask, and by how many.
+        ways: dict[str, tuple[Completer, int]] = {str(n): (completer, n) for n in counts}
+        if not lacking:
+            engine = await opened.enter_async_context(http_engine(setting))
+            ways[OVER_HTTP] = (engine, HTTP_CLIENTS)
+        rounds = await _run_rounds(setting, ways)
+    return {
+        "clients": {name: _medians(of_one) for name, of_one in rounds.items()},
+        "http_unmeasured": f"needs {', '.join(lacking)}" if lacking else None,
+    }
+
+
+async def _run_rounds(
+    setting: Setting, ways: Mapping[str, tuple[Completer, int]]
+) -> dict[str, list[Figures]]:
+    """Figures of every round of each way to ask, in turns."""
     seconds = 0.2 if setting.quick else 3.0
-    completer = setting.open_completer()
     text = setting.text_of(setting.size(full=60_000, gpu=60_000, quick=2000))
-    rounds: dict[str, list[Figures]] = {str(count): [] for count in counts}
-    try:
-        plan = shuffled_rounds(list(rounds), 1 if setting.quick else ROUNDS, setting.seed)
-        for number, name in enumerate(tqdm(plan, desc=TITLE, unit="round")):
-            # A new place in the text for every client of every round: no one finds it cached.
-            first = sum(int(before) for before in plan[:number])
-            typists = [Typist(text, first + index) for index in range(int(name))]
-            await asyncio.gather(*(typist.ask(completer) for typist in typists))
-            rounds[name].append(await run_clients(completer, typists, seconds))
-    finally:
-        await completer.close()
-    return {"clients": {name: _medians(of_count) for name, of_count in rounds.items()}}
+    rounds: dict[str, list[Figures]] = {name: [] for name in ways}
+    plan = shuffled_rounds(list(ways), 1 if setting.quick else ROUNDS, setting.seed)
+    first = 0
+    for name in tqdm(plan, desc=TITLE, unit="round"):
+        completer, count = ways[name]
+        # A new place in the text for every client of every round: no one finds it cached.
+        typists = [Typist(text, first + index) for index in range(count)]
+        first += count
+        await asyncio.gather(*(typist.ask(completer) for typist in typists))
+        rounds[name].append(await run_clients(completer, typists, seconds))
+    return rounds
 
 
 class Typist:
@@ -107,9 +130,9 @@ def _medians(rounds: Sequence[Figures]) -> Figures:
 
 def rows(figures: Figures, setting: Setting) -> list[Row]:
     """The lines of the table."""
-    return [
+    table = [
         Row(
-            f"{name} client{'s' if name != '1' else ''}",
+            f"clients: {name}",
             one["requests_per_s"],
             "requests/s",
             note=f"{one['tokens_per_s']:,.0f} tokens/s; "
@@ -117,3 +140,6 @@ def rows(figures: Figures, setting: Setting) -> list[Row]:
         )
         for name, one in figures["clients"].items()
     ]
+    if figures["http_unmeasured"]:
+        table.append(Row(f"clients: {OVER_HTTP}", None, note=figures["http_unmeasured"]))
+    return table

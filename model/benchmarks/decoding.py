@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from statistics import median
+from typing import get_args
 
 from tqdm import tqdm
 
-from model.api import Completer, InfillRequest
+from model.api import AdaptivePolicy, Completer, InfillRequest
 from model.benchmarks.setting import Prompt, Setting, shuffled_rounds
 from model.benchmarks.table import Goal, Row
 from model.evaluation.report import Figures, share
@@ -28,7 +29,9 @@ TITLE = "Diffusion against autoregressive decoding"
 
 THRESHOLDS = (0.9, 0.7, 0.5)
 """Of the diffusion decodings; the first is the default."""
-BASELINES = ("left-to-right", "autoregressive")
+BASELINES = [
+    name for name in ("left-to-right", "autoregressive") if name in get_args(AdaptivePolicy)
+]
 REPEATS = 3
 """Fills of each prompt by each decoding; their median time counts."""
 MARGIN = 0.01
@@ -60,7 +63,7 @@ def decodings() -> dict[str, dict[str, object]]:
 
 async def measure(setting: Setting) -> Figures:
     """The figures of this part. Raises `CompletionError`, `OSError` and `ValueError`."""
-    prompts = setting.prompts(setting.size(full=40, gpu=200, quick=2))
+    prompts = setting.prompts(setting.size(full=40, gpu=120, quick=2))
     completer = setting.open_completer()
     samples: dict[str, list[Sample]] = {name: [] for name in decodings()}
     try:

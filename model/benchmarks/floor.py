@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from model.benchmarks.context import request_with
+from model.benchmarks.context import requests_of
 from model.benchmarks.setting import Setting
 from model.benchmarks.steps import step_times_ms
 from model.benchmarks.table import Goal, Row
@@ -68,7 +68,7 @@ def _no_room(setting: Setting) -> str | None:
 
 async def _against_floor(setting: Setting, completer: EngineCompleter, bandwidth: float) -> Figures:
     """A step's time and its floor; closes the completer."""
-    request = request_with(setting, CONTEXT_TOKENS)
+    (request,) = requests_of(setting, [CONTEXT_TOKENS]).values()
     try:
         times = await step_times_ms(
             {"step": (completer, request)},

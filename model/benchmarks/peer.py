@@ -43,7 +43,7 @@ async def measure(setting: Setting) -> Figures:
     """The figures of this part. Raises `CompletionError`, `OSError` and `ValueError`."""
     if find_spec("transformers") is None:
         return {"unmeasured": UNMEASURED}
-    prompts = setting.prompts(setting.size(full=16, gpu=60, quick=2))
+    prompts = setting.prompts(setting.size(full=16, gpu=40, quick=2))
     generate = load_peer(setting)
     completer = setting.open_completer()
     done: list[Timed] = []

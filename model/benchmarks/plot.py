@@ -51,7 +51,7 @@ def _context(ax: Any, figures: Figures) -> None:
 
 
 def _clients(ax: Any, figures: Figures) -> None:
-    by_count: dict[str, Figures] = figures["clients"]
+    by_count = {name: one for name, one in figures["clients"].items() if name.isdecimal()}
     throughput = [one["requests_per_s"] for one in by_count.values()]
     p95 = [one["ms_p95"] for one in by_count.values()]
     ax.plot(throughput, p95, color=GREEN, marker="o")

@@ -122,14 +122,18 @@ class Setting:
         return load_sources(self.paths or (OWN_FILES,))
 
     def text_of(self, num_tokens: int) -> str:
-        """Source text of about so many tokens, the files one after the other, again and again."""
+        """Source text of about so many tokens."""
+        return self.tokenizer.decode(self.tokens_of(num_tokens))
+
+    def tokens_of(self, num_tokens: int) -> list[int]:
+        """Tokens of source text, the files one after the other, again and again."""
         ids: list[int] = []
         while len(ids) < num_tokens:
             for source in self.sources:
                 ids += self.tokenizer.encode(source.text)
                 if len(ids) >= num_tokens:
                     break
-        return self.tokenizer.decode(ids[:num_tokens])
+        return ids[:num_tokens]
 
     def prompts(self, count: int) -> list[Prompt]:
         """Holes with their truth, the same ones for the same seed."""
