@@ -1,8 +1,8 @@
 """Throughput and latency of many clients at once, each typing in a document of its own.
 
 Clients are coroutines that ask again as soon as they are answered, each time one character further
-into its file. They share the engine's process; one count of them also asks an engine over HTTP, from where an editor
-asks it.
+into its file. They share the engine's process; one number of them also asks an engine over HTTP, as
+editors do.
 """
 
 from __future__ import annotations
