@@ -6,7 +6,7 @@ Three ways to fill the same holes, interleaved, with both contexts in the cache:
 * `left-to-right`: the same canvas, which sees the suffix, but one token a forward: what decoding
   in parallel costs in quality shows against this one;
 * `autoregressive`: the causal stream alone, one token a forward, the suffix unseen: what these
-  weights would be as an ordinary language model. It cannot end a span; a line end does it.
+  weights would be as an ordinary language model.
 """
 
 from __future__ import annotations
