@@ -45,7 +45,12 @@ def _context(ax: Any, figures: Figures) -> None:
     times: dict[str, float] = figures["step_ms"]
     contexts = [int(context) for context in times]
     ax.plot(contexts, list(times.values()), color=BLUE, marker="o")
-    ax.set(xscale="log", ylim=(0, None), xlabel="tokens of cached context", ylabel="ms a step")
+    ax.set(
+        xscale="log",
+        ylim=(0, 1.1 * max(times.values())),
+        xlabel="tokens of cached context",
+        ylabel="ms a step",
+    )
     ax.set_xticks(contexts, [f"{context:,}" for context in contexts], minor=False)
     ax.minorticks_off()
 
@@ -57,7 +62,14 @@ def _clients(ax: Any, figures: Figures) -> None:
     ax.plot(throughput, p95, color=GREEN, marker="o")
     for name, x, y in zip(by_count, throughput, p95, strict=True):
         ax.annotate(f"{name} ", (x, y), ha="right", va="bottom", fontsize=8, color=INK)
-    ax.set(xlim=(0, None), yscale="log", xlabel="requests a second", ylabel="ms, 95th percentile")
+    ax.set(
+        xlim=(0, 1.1 * max(throughput)),
+        yscale="log",
+        xlabel="requests a second (clients)",
+        ylabel="ms, 95th percentile",
+    )
+    ax.set_yticks(p95, [f"{ms:,.0f}" for ms in p95])
+    ax.minorticks_off()
 
 
 _PANELS: dict[str, Callable[[Any, Figures], None]] = {

@@ -65,3 +65,11 @@ def test_without_an_equally_good_decoding_the_goal_is_unmeasured(setting: Settin
     (row,) = [r for r in rows(summary(samples), setting) if r.name.endswith("left-to-right")][1:]
     assert (row.value, row.verdict) == (None, "unmeasured")
     assert "quality" in row.note
+
+
+def test_a_baseline_that_the_engine_lacks_is_named_as_unmeasured(setting: Setting) -> None:
+    samples = {name: sampled(ms=50, agreeing=10) for name in decodings()}
+    samples.pop("autoregressive", None)
+    row = rows(summary(samples), setting)[-1]
+    assert (row.name, row.verdict) == ("speed-up over autoregressive", "unmeasured")
+    assert row.note == "this engine does not decode so"
