@@ -25,10 +25,9 @@ class ScriptedCompleter:
     async def complete(
         self, request: InfillRequest, *, on_frame: FrameListener | None = None
     ) -> InfillResult:
-        befores = (request.prefix, *request.between)
-        holes = [self._fills(before) for before in befores]
-        # Type-through: what has been typed since is known, and the fill goes on from it.
-        holes[0] = [fill for fill in holes[0] if fill.startswith(request.typed)]
+        typed = request.typed
+        holes = [self._fills(before) for before in (request.prefix + typed, *request.between)]
+        holes[0] = [typed + fill for fill in holes[0]]
         if not all(holes):
             raise CompletionError("the script has nothing for this place")
         if on_frame is not None:

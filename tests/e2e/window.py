@@ -54,7 +54,7 @@ class Window:
         self.wait_for_cursor(line, column)
         self.page.locator(f"{EDITOR}.focused").wait_for()
         # Until then nothing is asked of the server.
-        self.wait_for_status(r"^(?!.*(starting|loading))")
+        self.wait_for_status("Mezzotint: ready")
 
     def wait_for_cursor(self, line: int, column: int) -> None:
         place = f"Ln {line}, Col {column}"
