@@ -244,7 +244,7 @@ async def _fill(
 ) -> Completion:
     """Complete in the document that `window` cuts contexts from; closes the completer."""
     from lsp_server.completion import CHARS_PER_TOKEN, complete_context
-    from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker
+    from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 
     context = window(
         prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
@@ -255,9 +255,9 @@ async def _fill(
         return await complete_context(
             completer,
             context,
+            SyntaxPlace(SyntaxChecker(), surroundings),
             settings,
             explicit=True,
-            count_new_errors=partial(SyntaxChecker().new_errors_in, surroundings),
             on_frame=on_frame,
         )
     finally:

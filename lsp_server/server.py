@@ -29,17 +29,10 @@ from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol
 from pygls.workspace import PositionCodec, TextDocument, Workspace
 
-from lsp_server.completion import (
-    SUPERSEDED,
-    Completion,
-    CompletionSession,
-    EngineSource,
-    Reason,
-    Snapshot,
-    Suggestion,
-)
+from lsp_server.completion import SUPERSEDED, Completion, Reason, Suggestion
 from lsp_server.context import language_of
 from lsp_server.engine_process import EngineProcess, EngineState
+from lsp_server.session import CompletionSession, EngineSource, Snapshot
 from lsp_server.settings import SECTION, Settings, parse_settings
 from lsp_server.syntax import SyntaxChecker
 

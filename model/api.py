@@ -139,6 +139,9 @@ class Candidate:
     """False when the deadline or `max_new_tokens` cut it short."""
     probabilities: tuple[float, ...] = ()
     """Probability that each token, and each hole's end, was committed with."""
+    token_ends: tuple[int, ...] = ()
+    """Where in `text` the token of each of the first `probabilities` ends, in characters: as many
+    as the hole has tokens beyond `typed`. Empty where there are several holes."""
 
     @property
     def text(self) -> str:

@@ -42,6 +42,7 @@ class FakeCompleter:
         candidates = tuple(
             Candidate(texts=(text,), confidence=0.9 - index / 10)
             for index, text in enumerate(self.texts)
+            if text.startswith(request.typed)
         )
         return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
 
