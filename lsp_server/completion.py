@@ -7,6 +7,7 @@ the model is sure of (`confidence`), repaired where they break the syntax (`repa
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 from lsp_server.confidence import confidence_of, confident_length
 from lsp_server.context import InfillContext
 from lsp_server.postprocess import worth_inserting
+from lsp_server.repair import Repair
 from lsp_server.settings import Settings
 from lsp_server.syntax import SyntaxPlace
 from model.api import Candidate, Completer, FrameListener, InfillRequest, InfillResult
@@ -49,6 +51,14 @@ SUPERSEDED = Reason(kind="normal", message="a newer request took this one's plac
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyntaxTally:
+    """How many candidates of an answer broke the syntax, and for how many that was mended."""
+
+    broken: int
+    repaired: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """The suggestions, best first; when there are none, the reason."""
 
@@ -56,6 +66,8 @@ class Completion:
     reason: Reason | None = None
     result: InfillResult | None = None
     """What the engine answered; None when it was not asked."""
+    syntax: SyntaxTally | None = None
+    """What the syntax check met with; None where nothing came that far."""
 
 
 async def complete_context(
@@ -78,6 +90,7 @@ async def complete_context(
     is of the document without it, `place` with it. `deadline_ms` of None takes the setting's.
     Raises `CompletionError` when the completer does; cancelling stops the denoising.
     """
+    started = time.monotonic()
     request = infill_request(context, settings, explicit=explicit, document=document, client=client)
     request = replace(request, typed=typed)
     if deadline_ms is not None:
@@ -85,10 +98,31 @@ async def complete_context(
     result = await completer.complete(request, on_frame=on_frame)
     candidates = [_untyped(candidate, typed) for candidate in result.candidates]
     # Parsing takes milliseconds in a large file: not on the loop, which must hear cancellations.
-    completion = await asyncio.to_thread(
-        select_suggestions, candidates, place, settings, explicit=explicit
+    drafts = await asyncio.to_thread(
+        draft_suggestions, candidates, place, settings, explicit=explicit
     )
-    return replace(completion, result=result)
+    if isinstance(drafts, Reason):
+        return Completion(reason=drafts, result=result)
+    repair = Repair(completer, request, place, rounds=settings.max_repair_rounds, started=started)
+    least = 0.0 if explicit else settings.min_confidence
+    repaired = [await _repaired(draft, repair, least) for draft in drafts]
+    return replace(_ranked(repaired, place.context.eol, settings), result=result)
+
+
+async def _repaired(draft: Draft, repair: Repair, least: float) -> Draft:
+    """The draft without its syntax errors, if the engine finds a way to say it without them."""
+    if not draft.new_syntax_errors or len(draft.candidate.texts) > 1:
+        return draft
+    better = await repair.of(draft.candidate, draft.texts[0], draft.new_syntax_errors)
+    if better is None or better.confidence < least:
+        return draft
+    return replace(
+        draft,
+        texts=(better.text,),
+        confidence=better.confidence,
+        new_syntax_errors=better.new_syntax_errors,
+        was_repaired=True,
+    )
 
 
 def _untyped(candidate: Candidate, typed: str) -> Candidate:
@@ -127,10 +161,32 @@ def infill_request(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What is left of a candidate, its syntax checked; lines end in `\\n`."""
+
+    candidate: Candidate
+    texts: tuple[str, ...]
+    """One a hole."""
+    confidence: float
+    new_syntax_errors: int | None
+    was_repaired: bool = False
+
+
 def select_suggestions(
     candidates: Iterable[Candidate], place: SyntaxPlace, settings: Settings, *, explicit: bool
 ) -> Completion:
     """Shorten, check and rank what the model made; say why when nothing is left."""
+    drafts = draft_suggestions(candidates, place, settings, explicit=explicit)
+    if isinstance(drafts, Reason):
+        return Completion(reason=drafts)
+    return _ranked(drafts, place.context.eol, settings)
+
+
+def draft_suggestions(
+    candidates: Iterable[Candidate], place: SyntaxPlace, settings: Settings, *, explicit: bool
+) -> list[Draft] | Reason:
+    """Shorten and check what the model made; the reason where nothing is left."""
     shortened: dict[str, Candidate] = {}
     for candidate in candidates:
         text = worth_inserting(
@@ -140,23 +196,18 @@ def select_suggestions(
         if text:
             shortened.setdefault(text, candidate)
     if not shortened:
-        return _nothing("the model has nothing to add here")
+        return _because("the model has nothing to add here")
 
     # Who asks is shown what there is; what comes up by itself has to be worth the interruption.
     least = 0.0 if explicit else settings.min_confidence
-    confident: dict[str, tuple[Candidate, float]] = {}
+    confident: dict[str, Candidate] = {}
     for text, candidate in shortened.items():
         sure = _sure_part(candidate, text, place.context, least)
         if sure:
-            confident.setdefault(sure, (candidate, confidence_of(candidate, len(sure))))
+            confident.setdefault(sure, candidate)
     if not confident:
-        return _nothing(f"no candidate reached the confidence of {settings.min_confidence:g}")
-
-    suggestions = [
-        _checked((text, *candidate.texts[1:]), confidence, place, settings)
-        for text, (candidate, confidence) in confident.items()
-    ]
-    return _ranked(suggestions, settings)
+        return _because(f"no candidate reached the confidence of {settings.min_confidence:g}")
+    return [_draft(text, candidate, place, settings) for text, candidate in confident.items()]
 
 
 def _sure_part(candidate: Candidate, text: str, context: InfillContext, least: float) -> str:
@@ -169,26 +220,44 @@ def _sure_part(candidate: Candidate, text: str, context: InfillContext, least: f
     return text[: confident_length(candidate, len(text), least)].rstrip()
 
 
-def _checked(
-    texts: tuple[str, ...], confidence: float, place: SyntaxPlace, settings: Settings
-) -> Suggestion:
-    """A suggestion of `texts`, with its syntax errors counted unless that is switched off."""
-    new_errors = place.new_errors(texts) if settings.syntax_check != "off" else None
-    texts = tuple(text.replace("\n", place.context.eol) for text in texts)
-    return Suggestion(
-        text=texts[0], confidence=confidence, new_syntax_errors=new_errors, texts=texts
+def _draft(text: str, candidate: Candidate, place: SyntaxPlace, settings: Settings) -> Draft:
+    """A draft of `text`, with its syntax errors counted unless that is switched off."""
+    texts = (text, *candidate.texts[1:])
+    return Draft(
+        candidate=candidate,
+        texts=texts,
+        confidence=confidence_of(candidate, len(text)),
+        new_syntax_errors=place.new_errors(texts) if settings.syntax_check != "off" else None,
     )
 
 
-def _ranked(suggestions: list[Suggestion], settings: Settings) -> Completion:
+def _ranked(drafts: list[Draft], eol: str, settings: Settings) -> Completion:
+    """The suggestions that the syntax check leaves, best first, and what it met with."""
+    syntax = SyntaxTally(
+        broken=sum(bool(draft.new_syntax_errors) or draft.was_repaired for draft in drafts),
+        repaired=sum(draft.was_repaired and not draft.new_syntax_errors for draft in drafts),
+    )
     if settings.syntax_check == "strict":
-        suggestions = [s for s in suggestions if not s.new_syntax_errors]
-        if not suggestions:
-            return _nothing("no candidate without new syntax errors")
+        drafts = [draft for draft in drafts if not draft.new_syntax_errors]
+        if not drafts:
+            reason = _because("no candidate without new syntax errors")
+            return Completion(reason=reason, syntax=syntax)
+    distinct = {draft.texts: draft for draft in reversed(drafts)}  # two may be repaired alike
+    drafts = [draft for draft in drafts if distinct[draft.texts] is draft]
     # The sort is stable: among equals, the engine's order (greedy first) stays.
-    suggestions.sort(key=lambda s: (bool(s.new_syntax_errors), -s.confidence))
-    return Completion(suggestions=tuple(suggestions))
+    drafts.sort(key=lambda draft: (bool(draft.new_syntax_errors), -draft.confidence))
+    return Completion(suggestions=tuple(_suggestion(draft, eol) for draft in drafts), syntax=syntax)
 
 
-def _nothing(message: str) -> Completion:
-    return Completion(reason=Reason(kind="normal", message=message))
+def _suggestion(draft: Draft, eol: str) -> Suggestion:
+    texts = tuple(text.replace("\n", eol) for text in draft.texts)
+    return Suggestion(
+        text=texts[0],
+        confidence=draft.confidence,
+        new_syntax_errors=draft.new_syntax_errors,
+        texts=texts,
+    )
+
+
+def _because(message: str) -> Reason:
+    return Reason(kind="normal", message=message)
