@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 EDITOR = ".monaco-editor[role='code']"
-# At the cursor, and in further lines.
-GHOST = f"{EDITOR} .ghost-text-decoration, {EDITOR} .ghost-text-decoration-preview, " + (
-    f"{EDITOR} .ghost-text"
-)
+GHOST_IN_LINE = f"{EDITOR} .ghost-text-decoration"  # at the cursor
+GHOST_BELOW = f"{EDITOR} .ghost-text"  # further lines
 STATUS = "#mezzotint\\.mezzotint\\.mezzotint"
 KEYSTROKE_MS = 80
 """About a fast typist's."""
@@ -78,17 +76,17 @@ class Window:
         self.press("Enter")
 
     def ghost_text(self) -> str:
-        """What is shown now, without line ends; empty: none."""
-        parts = self.page.locator(GHOST).all_text_contents()
-        return "".join(parts).replace("\u00a0", " ")
+        """What is shown now, without any white space (VS Code draws it in ways of its own)."""
+        parts = (self.page.locator(part) for part in (GHOST_IN_LINE, GHOST_BELOW))
+        return squeeze("".join("".join(part.all_text_contents()) for part in parts))
 
     def wait_for_ghost(self, text: str = "") -> str:
-        """Wait until ghost text, or exactly this one, is shown; return it."""
+        """Wait until ghost text, or this one, is shown; return it without white space."""
         shown = [""]
 
         def appears() -> bool:
             shown[0] = self.ghost_text()
-            return shown[0] == text if text else shown[0] != ""
+            return shown[0] == squeeze(text) if text else shown[0] != ""
 
         assert holds_within(PATIENCE_S, appears), (
             f"ghost text {text!r} did not come, but {shown[0]!r}; status: {self.status()}"
@@ -99,16 +97,19 @@ class Window:
         """Ask again and again until this ghost text is shown: something is on its way back."""
 
         def appears() -> bool:
-            if self.ghost_text() == text:
-                return True
-            self.press("Alt+\\")
-            return holds_within(2, lambda: self.ghost_text() == text)
+            if self.ghost_text() != squeeze(text):
+                # VS Code keeps what it shows while that fits, and any answer to the same text.
+                self.press("Escape", "x", "Backspace", "Alt+\\")
+            return holds_within(2, lambda: self.ghost_text() == squeeze(text))
 
-        assert holds_within(PATIENCE_S, appears), f"status: {self.status()}"
+        assert holds_within(PATIENCE_S, appears), (
+            f"ghost text {text!r} did not come, but {self.ghost_text()!r}; "
+            f"status: {self.status()}"
+        )
 
     def count_frames(self) -> None:
         """From now on, note for each frame that the browser draws whether ghost text is in it."""
-        self.page.evaluate(_COUNT_FRAMES, GHOST)
+        self.page.evaluate(_COUNT_FRAMES, f"{GHOST_IN_LINE}, {GHOST_BELOW}")
 
     def counted_frames(self) -> dict[str, int]:
         """How many frames had ghost text (`shown`) and how many had none (`blank`)."""
@@ -139,7 +140,7 @@ class Window:
             held[0] = self.saved()
             return held[0] == text
 
-        assert holds_within(PATIENCE_S, holds), held[0]
+        assert holds_within(PATIENCE_S, holds), repr(held[0])
 
     def screenshot(self, name: str) -> None:
         """Keep a picture of the window."""
@@ -150,3 +151,8 @@ class Window:
         """Leave as a person does, so that the window's processes are told."""
         self.page.goto("about:blank")
         self.page.close()
+
+
+def squeeze(text: str) -> str:
+    """`text` without white space."""
+    return "".join(text.split())
