@@ -193,12 +193,12 @@ def _address(argument: str) -> tuple[str, int]:
 
 def run_lsp(args: argparse.Namespace) -> int:
     """`mezzotint lsp`."""
-    from lsp_server import server
+    from lsp_server import launch
 
     if args.tcp is None:
-        return server.run_stdio()
+        return launch.run_stdio()
     try:
-        return server.run_tcp(*args.tcp)
+        return launch.run_tcp(*args.tcp)
     except OSError as error:
         return _fail(f"cannot listen on {':'.join(map(str, args.tcp))}: {error}")
 

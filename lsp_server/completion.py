@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lsp_server.confidence import confidence_of, confident_length
@@ -36,6 +37,8 @@ class Suggestion:
     """Syntax errors it adds to the document; None when unchecked."""
     texts: tuple[str, ...]
     """One text a hole, `text` first."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Stays while the user types into it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ class Session(LanguageClient):
         self._journal = journal
         self._versions: dict[str, int] = {}
 
-    def journal(self, event: str) -> list[dict[str, str]]:
+    def journal(self, event: str) -> list[dict[str, Any]]:
         """What the fake engine has written down so far under `event`."""
         if not self._journal.exists():
             return []
@@ -115,6 +115,13 @@ def capabilities(
 
 
 StartSession = Callable[..., Awaitable[Session]]
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keeps the statistics of tests out of the user's."""
+    monkeypatch.setenv("MEZZOTINT_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsp_server.engine_process import EngineState
-from lsp_server.server import run_stdio
+from lsp_server.launch import run_stdio
 from lsp_server.settings import Settings
 from model.api import Candidate, Completer, EngineUnavailableError, InfillRequest, InfillResult
 
