@@ -21,6 +21,7 @@ from lsp_server.fill import Filled, Filling, Progress
 from lsp_server.holes import find_holes
 from lsp_server.server import ACCEPTED, MezzotintServer
 from lsp_server.settings import SECTION
+from model.api import Frame, FrameListener
 
 HERE, SELECTION, HOLES = (f"{SECTION}.fill.{what}" for what in ("here", "selection", "holes"))
 STATISTICS, RESET_STATISTICS = f"{SECTION}.statistics", f"{SECTION}.statistics.reset"
@@ -28,6 +29,9 @@ STATISTICS, RESET_STATISTICS = f"{SECTION}.statistics", f"{SECTION}.statistics.r
 DID_SHOW = "textDocument/didShowCompletion"
 DID_PARTIALLY_ACCEPT = "textDocument/didPartiallyAcceptCompletion"
 DID_REJECT = "textDocument/didRejectCompletion"
+
+FRAME = f"{SECTION}/frame"
+"""Notification {token, step, slots}: the canvas of a fill after a denoising step."""
 
 _TITLES = {HERE: "Fill here", SELECTION: "Fill selection", HOLES: "Fill every hole in this file"}
 _REWRITE = types.CodeActionKind.RefactorRewrite.value
@@ -128,9 +132,26 @@ async def _fill_span(
     start, end = (locate(lines, codec, position).offset for position in (span.start, span.end))
     snapshot = snapshot_of(document, document.source, min(start, end))
     filler = await ls.filler()
+    on_frame = _frame_sender(ls, argument.get("frames"))
     return await _fill(
-        ls, command, document, argument, lambda report: filler.span(snapshot, max(start, end))
+        ls,
+        command,
+        document,
+        argument,
+        lambda report: filler.span(snapshot, max(start, end), on_frame),
     )
+
+
+def _frame_sender(ls: MezzotintServer, token: object) -> FrameListener | None:
+    """Sends each frame to a client that gave its command the token `frames`."""
+    if not isinstance(token, str):
+        return None
+
+    def send(frame: Frame) -> None:
+        fields = {"token": token, "step": frame.step, "slots": list(frame.slots)}
+        ls.protocol.notify(FRAME, fields)
+
+    return send
 
 
 async def on_fill_holes(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:

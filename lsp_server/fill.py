@@ -26,7 +26,7 @@ from lsp_server.session import EngineSource, Snapshot, reason_of
 from lsp_server.settings import Settings
 from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 from lsp_server.trigger import refusal
-from model.api import Candidate, Completer, InvalidRequestError
+from model.api import Candidate, Completer, FrameListener, InvalidRequestError
 
 _FILL_DOCUMENT = "#fill"
 """Goes behind a document's name, so that typing in it replaces no fill of it in the engine."""
@@ -81,9 +81,11 @@ class Filler:
         self._checker = checker
         self._client = client
 
-    async def span(self, snapshot: Snapshot, end: int) -> Filled:
+    async def span(
+        self, snapshot: Snapshot, end: int, on_frame: FrameListener | None = None
+    ) -> Filled:
         """Fill the place of `snapshot.offset`..`end`, in several ways. White space at the edges of
-        what is there stays."""
+        what is there stays. `on_frame` gets the first way's canvas after every denoising step."""
         start = snapshot.offset
         inside = snapshot.text[start:end]
         if inside.strip():
@@ -101,6 +103,7 @@ class Filler:
                 explicit=True,
                 document=snapshot.document + _FILL_DOCUMENT,
                 client=self._client,
+                on_frame=on_frame,
             )
         except Exception as error:
             return Filled(reason=reason_of(error, snapshot.language))

@@ -8,7 +8,10 @@ from pathlib import Path
 from lsp_server import engine_process
 from lsp_server.server import run_stdio
 
-engine_process.ENGINE_COMMAND = (sys.executable, str(Path(__file__).with_name("scripted_engine.py")))
+engine_process.ENGINE_COMMAND = (
+    sys.executable,
+    str(Path(__file__).with_name("scripted_engine.py")),
+)
 
 if __name__ == "__main__":
     sys.exit(run_stdio())

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ class Emacs:
     def wait_for_ghost(self, text: str) -> None:
         ghost = (
             "(if mezzotint--overlay (substring-no-properties"
-            " (overlay-get mezzotint--overlay 'after-string)) \"\")"
+            ' (overlay-get mezzotint--overlay \'after-string)) "")'
         )
         shown = [""]
 
@@ -84,20 +85,30 @@ class Emacs:
 @pytest.fixture(params=["eglot", "lsp-mode"])
 def emacs(
     request: pytest.FixtureRequest, editors: Path, watch: ProcessWatch, tmp_path: Path
-) -> Emacs:
+) -> Iterator[Emacs]:
     """Has a Python document open, with the engine knowing two fills."""
     assert shutil.which("emacs"), f"run .ci/editor-tests, which installs more than {editors}"
     script = {"'🙂', ": ["width * height"], "def f():\n    ": ["total = '🙂'\n    return total"]}
     (tmp_path / "script.json").write_text(json.dumps(script))
-    settings = f'(:deadlineMs (:auto 60000) :syntaxCheck "warn" :model (:path "{tmp_path}/script.json"))'
+    settings = (
+        f'(:deadlineMs (:auto 60000) :syntaxCheck "warn" :model (:path "{tmp_path}/script.json"))'
+    )
     (tmp_path / ".git").mkdir()  # the project's root, which lsp-mode would ask for
     document = tmp_path / "document.py"
     document.write_text("print('🙂', )\n\n\ndef f():\n    \n")
     emacs = Emacs(Path(watch.environment["MEZZOTINT_RUNTIME_DIR"]), watch.environment)
-    request.addfinalizer(lambda: (watch.kill(), emacs.process.wait()))
+    try:
+        open_document(emacs, request.param, document, settings)
+        yield emacs
+    finally:
+        watch.kill()
+        emacs.process.wait()
+
+
+def open_document(emacs: Emacs, client: str, document: Path, settings: str) -> None:
     emacs.wait_until_it_listens()
     command = " ".join(json.dumps(part) for part in (sys.executable, str(SCRIPTED_SERVER)))
-    start = STARTS[request.param].format(document=json.dumps(str(document)))
+    start = STARTS[client].format(document=json.dumps(str(document)))
     emacs.lisp(
         f"(progn (package-initialize) (load {json.dumps(str(SETUP))})"
         f" (setq mezzotint-command '({command}) mezzotint-settings '{settings})"
@@ -105,7 +116,6 @@ def emacs(
     )
     connected = "(if (or (mezzotint--uses-eglot) (mezzotint--uses-lsp)) t)"
     assert holds_within(PATIENCE_S, lambda: emacs.lisp(connected) == "t")
-    return emacs
 
 
 def test_ghost_text_follows_typing_and_is_accepted_behind_an_emoji(emacs: Emacs) -> None:

@@ -58,7 +58,11 @@ class Neovim:
     def lua(self, code: str) -> Any:
         """Run Lua code; what it returns."""
         function = f"return vim.json.encode((function() {code} end)())"
-        return json.loads(self._remote("--remote-expr", f"luaeval({json.dumps('(function() ' + function + ' end)()')})"))
+        return json.loads(
+            self._remote(
+                "--remote-expr", f"luaeval({json.dumps('(function() ' + function + ' end)()')})"
+            )
+        )
 
     def _remote(self, *arguments: str) -> str:
         command = [self._program, "--server", self._socket, *arguments]
@@ -100,15 +104,17 @@ def neovim(
         init = tmp_path / "init.lua"
         values = {
             "plugin": json.dumps(str(PLUGIN)),
-            "encodings": "{ '%s' }" % request.param,
-            "command": "{ %s }" % ", ".join(map(json.dumps, (sys.executable, str(SCRIPTED_SERVER)))),
-            "settings": "[==[%s]==]" % json.dumps(settings),
+            "encodings": f"{{ '{request.param}' }}",
+            "command": f"{{ {json.dumps(sys.executable)}, {json.dumps(str(SCRIPTED_SERVER))} }}",
+            "settings": f"[==[{json.dumps(settings)}]==]",
         }
         init.write_text(INIT % values)
         document = tmp_path / "document.py"
         document.write_text(text)
         neovim.start(init, document)
-        ready = "local c = vim.lsp.get_clients({ name = 'mezzotint' })[1]; return c and c.initialized"
+        ready = (
+            "local c = vim.lsp.get_clients({ name = 'mezzotint' })[1]; return c and c.initialized"
+        )
         assert holds_within(PATIENCE_S, lambda: neovim.lua(ready) is True)
         encoding = "return vim.lsp.get_clients({ name = 'mezzotint' })[1].offset_encoding"
         assert neovim.lua(encoding) == request.param

@@ -261,6 +261,89 @@ def test_a_pause_stops_what_comes_unasked_and_can_be_ended(
     window.wait_for_ghost(" width * height")
 
 
+HOLES = """\
+def area(width, height):
+    return <FILL>
+
+
+def mean(values):
+    return <FILL>
+"""
+FILLED = """\
+def area(width, height):
+    return width * height
+
+
+def mean(values):
+    return sum(values) / len(values)
+"""
+HOLE_FILLS = {
+    "def area(width, height):\n    return ": ["width * height"],
+    "def mean(values):\n    return ": ["sum(values) / len(values)"],
+}
+
+
+def test_every_hole_is_filled_by_one_command_and_one_undo_takes_it_back(
+    window: Window, project: Project
+) -> None:
+    project.script("holes", HOLE_FILLS)
+    window.open(project.document(HOLES))
+
+    window.run("Mezzotint: Fill Every Hole in This File")
+    window.wait_for_saved(FILLED)
+    window.screenshot("holes-filled")
+    window.press("Control+z")
+
+    window.wait_for_saved(HOLES)
+
+
+def test_a_fill_is_chosen_among_several_that_are_previewed(
+    window: Window, project: Project
+) -> None:
+    project.script("several", {"    return ": ["width * height", "height * width"]})
+    window.open(project.document("def area(width, height):\n    return \n"), line=2, column=12)
+
+    window.run("Mezzotint: Fill Here")
+    rows = window.page.locator(".quick-input-list .monaco-list-row")
+    rows.filter(has_text="2. height * width").wait_for()
+    window.press("ArrowDown")
+    preview = window.page.locator(".monaco-diff-editor .modified-in-monaco-diff-editor")
+    preview.locator(".view-line", has_text="height * width").wait_for()
+    window.screenshot("fill-here")
+    window.press("Enter")
+
+    preview.wait_for(state="detached")
+    window.wait_for_saved("def area(width, height):\n    return height * width\n")
+
+
+def test_a_selection_is_filled_anew(window: Window, project: Project) -> None:
+    project.script("selection", {"    return ": ["width * height"]})
+    window.open(project.document("def area(width, height):\n    return None\n"), line=2, column=12)
+
+    window.press("Shift+End")
+    window.run("Mezzotint: Fill Selection")
+
+    window.wait_for_saved("def area(width, height):\n    return width * height\n")
+    window.press("Control+z")
+    window.wait_for_saved("def area(width, height):\n    return None\n")
+
+
+def test_the_denoising_of_a_fill_is_shown_beside_the_document_and_inserted_on_demand(
+    window: Window, project: Project
+) -> None:
+    project.script("denoising", {"    return ": ["sum(values) / len(values)"]})
+    window.open(project.document("def mean(values):\n    return \n"), line=2, column=12)
+
+    window.run("Mezzotint: Show Denoising")
+    film = window.page.frame_locator("iframe.webview.ready").frame_locator("#active-frame")
+    film.locator("#caption", has_text="step").wait_for()
+    window.screenshot("denoising")
+    film.locator("#canvas", has_text="sum(values) / len(values)").wait_for()
+    film.locator("#insert").click()
+
+    window.wait_for_saved("def mean(values):\n    return sum(values) / len(values)\n")
+
+
 def ours(watch: ProcessWatch) -> list[str]:
     """Command lines of the language server's and the engine's processes."""
     return [

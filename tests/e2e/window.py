@@ -103,8 +103,7 @@ class Window:
             return holds_within(2, lambda: self.ghost_text() == squeeze(text))
 
         assert holds_within(PATIENCE_S, appears), (
-            f"ghost text {text!r} did not come, but {self.ghost_text()!r}; "
-            f"status: {self.status()}"
+            f"ghost text {text!r} did not come, but {self.ghost_text()!r}; status: {self.status()}"
         )
 
     def count_frames(self) -> None:
@@ -134,13 +133,12 @@ class Window:
 
     def wait_for_saved(self, text: str) -> None:
         """Save until the file holds this text."""
-        held = [""]
 
         def holds() -> bool:
-            held[0] = self.saved()
-            return held[0] == text
+            self.press("Control+s")
+            return holds_within(2, lambda: self.document.read_text() == text)
 
-        assert holds_within(PATIENCE_S, holds), repr(held[0])
+        assert holds_within(PATIENCE_S, holds), repr(self.document.read_text())
 
     def screenshot(self, name: str) -> None:
         """Keep a picture of the window."""
