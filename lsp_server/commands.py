@@ -244,7 +244,8 @@ async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
     def report(done: int, total: int) -> None:
         if shown:
             percentage = round(100 * done / total)
-            value = types.WorkDoneProgressReport(f"{done} of {total}", percentage=percentage)
+            message = f"{done} of {total}"
+            value = types.WorkDoneProgressReport(message=message, percentage=percentage)
             progress.report(token, value)
 
     task = asyncio.ensure_future(fill(report))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from lsp_server import engine_process
-from lsp_server.server import run_stdio
+from lsp_server.launch import run_stdio
 
 engine_process.ENGINE_COMMAND = (
     sys.executable,
