@@ -69,7 +69,6 @@ class Preview implements TextDocumentContentProvider {
 
   show(text: string): void {
     this.text = text;
-    this.changed.fire(this.uri);
     this.opened ??= commands.executeCommand(
       "vscode.diff",
       this.document.uri,
@@ -77,6 +76,8 @@ class Preview implements TextDocumentContentProvider {
       "Mezzotint: preview of the fill",
       { preview: true, preserveFocus: true, viewColumn: ViewColumn.Beside },
     );
+    // While it is being opened, VS Code does not listen for changes yet.
+    void this.opened.then(() => this.changed.fire(this.uri));
   }
 
   async close(): Promise<void> {

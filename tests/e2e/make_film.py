@@ -80,7 +80,9 @@ def shoot(window: Window, film: Film) -> None:
             film.take(450)
         return bool(re.match("done|cancelled", now))
 
-    assert holds_within(60, is_done), shown[0]
+    if not holds_within(60, is_done):
+        window.screenshot("film-failed")
+        raise TimeoutError(shown[0])
     film.take(3000)
 
 
