@@ -254,11 +254,12 @@ async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
         task.cancel()
 
     try:
-        shown = await _begin(ls, token, title)
-        if shown:
-            tokens[token].add_done_callback(cancel)
-        # Unlike `await task`, this tells our own cancellation from the task's.
-        await asyncio.wait((task,))
+        with ls.protocol.cancelling(task):
+            shown = await _begin(ls, token, title)
+            if shown:
+                tokens[token].add_done_callback(cancel)
+            # Unlike `await task`, this tells our own cancellation from the task's.
+            await asyncio.wait((task,))
     finally:
         task.cancel()
         if shown:

@@ -62,6 +62,10 @@ _PARENT_POLL_S = 2.0
 class _Protocol(LanguageServerProtocol):
     """pygls' protocol, with our documents, and an answer to requests it cannot read."""
 
+    def __init__(self, *made_of: Any) -> None:
+        super().__init__(*made_of)
+        self._cancelled_with: dict[Any, asyncio.Task[Any]] = {}
+
     @property
     def exit_code(self) -> int:
         """What the process must exit with: 0 after a `shutdown` request, else 1."""
@@ -75,6 +79,22 @@ class _Protocol(LanguageServerProtocol):
             workspace_folders=list(made.folders.values()),
             position_encoding=made.position_encoding,
         )
+
+    @contextmanager
+    def cancelling(self, task: asyncio.Task[Any]) -> Generator[None]:
+        """Cancel `task` when the client cancels the request at hand. pygls leaves the handler of
+        a command running."""
+        message = self.msg_id
+        self._cancelled_with[message] = task
+        try:
+            yield
+        finally:
+            del self._cancelled_with[message]
+
+    def _handle_cancel_notification(self, msg_id: Any) -> None:
+        super()._handle_cancel_notification(msg_id)
+        if msg_id in self._cancelled_with:
+            self._cancelled_with[msg_id].cancel()
 
     def structure_message(self, data: dict[str, Any]) -> Any:
         """Parse one message. pygls leaves a malformed request unanswered; clients then wait."""
