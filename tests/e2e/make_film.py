@@ -26,6 +26,8 @@ SETTINGS: dict[str, object] = {
     "mezzotint.server.command": [sys.executable, "-m", "lsp_server", "lsp"],
     "mezzotint.deadlineMs.auto": 60_000,
     "mezzotint.deadlineMs.manual": 60_000,
+    "mezzotint.maxNewTokens": 16,
+    "mezzotint.candidates.manual": 1,
     "mezzotint.minConfidence": 0,
     "mezzotint.syntaxCheck": "warn",
     "editor.fontSize": 15,
@@ -107,6 +109,11 @@ def main() -> None:
             window = Window(page, server, EDITORS / "pictures")
             window.open(document, line=before.count("\n") + 1, column=5)
             window.press("Control+b")  # the side bar is closed
+            window.type("r")  # the model is loaded before the film begins
+            window.wait_for_ghost()
+            window.press("Escape", "Backspace", "Escape")
+            loading = page.locator(".statusbar-item", has_text="loading")
+            assert holds_within(60, lambda: loading.count() == 0)
             film = Film(window)
             shoot(window, film)
             film.save(Path(sys.argv[1]))

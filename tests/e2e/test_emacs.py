@@ -1,4 +1,4 @@
-"""The Emacs set-up in a real Emacs, with eglot and with lsp-mode; both count in UTF-16 units."""
+"""The Emacs set-up in a real Emacs, with eglot (UTF-16) and with lsp-mode (UTF-32)."""
 
 from __future__ import annotations
 

@@ -262,6 +262,8 @@
     :new-connection (lsp-stdio-connection (lambda () mezzotint-command))
     :activation-fn (lambda (&rest _) t)
     :add-on? t
+    ;; lsp-mode counts characters; before version 9 it does not say so.
+    :custom-capabilities '((general . ((positionEncodings . ["utf-32"]))))
     :initialization-options (lambda () mezzotint-settings)
     :notification-handlers (let ((handlers (make-hash-table :test 'equal)))
                              (puthash "mezzotint/status" #'ignore handlers)
