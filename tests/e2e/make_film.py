@@ -109,9 +109,9 @@ def main() -> None:
             window = Window(page, server, EDITORS / "pictures")
             window.open(document, line=before.count("\n") + 1, column=5)
             window.press("Control+b")  # the side bar is closed
-            window.type("r")  # the model is loaded before the film begins
-            window.wait_for_ghost()
-            window.press("Escape", "Backspace", "Escape")
+            # The film begins when the model is loaded.
+            assert holds_within(60, lambda: "model.serving" in str(watch.running()))
+            window.wait_for_status("^sparkle")
             loading = page.locator(".statusbar-item", has_text="loading")
             assert holds_within(60, lambda: loading.count() == 0)
             film = Film(window)
