@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A real file of this repository, and the rest of one of its lines.
 TRY ?= lsp_server/cli.py:377:22 --until 377:48
 
-.PHONY: try test check gpu gpu-train clean
+.PHONY: try test check vsix e2e gpu gpu-train clean
 
 try: .venv/ready ## set up, then complete a real file and show how the completion was denoised
 	$(BIN)/mezzotint complete $(TRY) --film
@@ -19,6 +19,15 @@ check: .venv/ready-dev ## what a change must pass before it is committed; under 
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not editor"
+
+vsix: .venv/ready ## editor-extension/mezzotint.vsix, with the wheel of the server in it; needs Node 22
+	rm -rf editor-extension/wheel
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir editor-extension/wheel .
+	npm ci --prefix editor-extension --ignore-scripts --no-audit --no-fund --loglevel=error
+	npm --prefix editor-extension run package
+
+e2e: ## real editors: VS Code, Neovim and Emacs; sets everything up (Debian 12)
+	.ci/editor-tests
 
 # On a GPU machine with torch, numpy, tokenizers, safetensors, tqdm and pytest; the other tests' settings
 # and plugins are left aside. What else is there is used: matplotlib (a plot), transformers (the peer),

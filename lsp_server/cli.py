@@ -195,12 +195,12 @@ def _address(argument: str) -> tuple[str, int]:
 
 def run_lsp(args: argparse.Namespace) -> int:
     """`mezzotint lsp`."""
-    from lsp_server import server
+    from lsp_server import launch
 
     if args.tcp is None:
-        return server.run_stdio()
+        return launch.run_stdio()
     try:
-        return server.run_tcp(*args.tcp)
+        return launch.run_tcp(*args.tcp)
     except OSError as error:
         return _fail(f"cannot listen on {':'.join(map(str, args.tcp))}: {error}")
 
@@ -246,7 +246,7 @@ async def _fill(
 ) -> Completion:
     """Complete in the document that `window` cuts contexts from; closes the completer."""
     from lsp_server.completion import CHARS_PER_TOKEN, complete_context
-    from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker
+    from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 
     context = window(
         prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
@@ -257,9 +257,9 @@ async def _fill(
         return await complete_context(
             completer,
             context,
+            SyntaxPlace(SyntaxChecker(), surroundings),
             settings,
             explicit=True,
-            count_new_errors=partial(SyntaxChecker().new_errors_in, surroundings),
             on_frame=on_frame,
         )
     finally:

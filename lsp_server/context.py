@@ -14,6 +14,7 @@ from typing import Literal
 LineEnding = Literal["\n", "\r\n", "\r"]
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_BYTE_ORDER_MARK = "\ufeff"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -64,11 +65,13 @@ def context_at(
             f"which has {_count(len(text), 'character')}"
         )
     first = _prefix_edge(text, start, prefix_chars)
+    if first == 0 and start and text[0] == _BYTE_ORDER_MARK:
+        first = 1  # some editors leave it to us; the model has never seen one
     last = _suffix_edge(text, end, suffix_chars)
     return InfillContext(
-        prefix=_normalised(text[first:start]),
-        suffix=_normalised(text[end:last]),
-        starts_file=first == 0,
+        prefix=normalised(text[first:start]),
+        suffix=normalised(text[end:last]),
+        starts_file=text[:first] in ("", _BYTE_ORDER_MARK),
         ends_file=last == len(text),
         language=language,
         eol=_line_ending(text),
@@ -116,7 +119,8 @@ def _splits_crlf(text: str, offset: int) -> bool:
     return text[max(0, offset - 1) : offset + 1] == "\r\n"
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """`text` as a context holds it: encodable, with `\\n` line ends."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     # An editor that edits by UTF-16 units can leave half a character behind, which no encoder

@@ -1,22 +1,18 @@
-"""The language server: LSP messages in, completions out. The only file that knows LSP types.
+"""The language server: LSP messages in, completions out.
 
-Positions become character offsets here, once, and offsets become positions again on the way
-out; errors become an empty answer and a `mezzotint/status` notification. Nothing in here waits
-for the model before `initialize` is answered, and nothing imports torch.
+LSP types are known here, in `documents`, where positions become character offsets and back, and in
+`commands`, nowhere else. Errors become an empty answer and a `mezzotint/status` notification.
+Nothing waits for the model before `initialize` is answered, and nothing imports torch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import os
-import re
-import sys
 import uuid
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
@@ -27,31 +23,32 @@ from pygls.capabilities import get_capability
 from pygls.exceptions import JsonRpcException
 from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol
-from pygls.workspace import PositionCodec, TextDocument, Workspace
+from pygls.workspace import PositionCodec, TextDocument
 
-from lsp_server.completion import (
-    SUPERSEDED,
-    Completion,
-    CompletionSession,
-    EngineSource,
-    Reason,
-    Snapshot,
-    Suggestion,
-)
-from lsp_server.context import language_of
-from lsp_server.engine_process import EngineProcess, EngineState
+from lsp_server.completion import SUPERSEDED, Completion, Reason, Suggestion
+from lsp_server.documents import LspWorkspace, Place, language, locate, snapshot_of
+from lsp_server.engine_process import EngineState
+from lsp_server.fill import Filler
+from lsp_server.parent import process_exists
+from lsp_server.session import CompletionSession, EngineSource
 from lsp_server.settings import SECTION, Settings, parse_settings
+from lsp_server.statistics import SuggestionLog, state_directory
+from lsp_server.status import StatusBoard
 from lsp_server.syntax import SyntaxChecker
+from lsp_server.trigger import is_snippet, refusal
 
 logger = logging.getLogger(__name__)
 
 STATUS = "mezzotint/status"
-"""Notification {kind: normal|warning|error|inactive, busy: bool, message: str}."""
+"""Notification of a status (`StatusBoard`); docs/editors-protocol.md has its fields."""
 
 ANSWER = "mezzotint/answer"
 """Notification {id, suggestions: [{confidence, newSyntaxErrors}], kind, reason, engineMs}: what
 the answer to the `inlineCompletion` request of that id, which it precedes, has no room for.
 Only for clients that announce the capability `experimental.mezzotint.answers`."""
+
+ACCEPTED = f"{SECTION}.didAcceptCompletionItem"
+"""Command of every item: the client runs it once the item is inserted."""
 
 EngineFactory = Callable[[Settings, Callable[[EngineState], None]], EngineSource]
 
@@ -59,82 +56,15 @@ _CONFIGURATION_TIMEOUT_S = 5.0
 _PARENT_POLL_S = 2.0
 
 
-# --- Documents and positions ----------------------------------------------------------------
-
-
-class LspDocument(TextDocument):
-    """A document whose lines end where LSP says: at `\\n`, `\\r\\n` and `\\r` only.
-
-    pygls uses `str.splitlines`, which also breaks at form feeds and U+2028; every edit below
-    one would then land on the wrong line.
-    """
-
-    @property
-    def lines(self) -> Sequence[str]:
-        """The lines with their ends; the last one is what follows the last line end, or ""."""
-        lines = list(io.StringIO(self.source, newline=""))
-        if not lines or lines[-1].endswith(("\n", "\r")):
-            lines.append("")
-        return lines
-
-
-class _LspWorkspace(Workspace):
-    def _create_text_document(
-        self,
-        doc_uri: str,
-        source: str | None = None,
-        version: int | None = None,
-        language_id: str | None = None,
-    ) -> TextDocument:
-        return LspDocument(
-            doc_uri,
-            source=source,
-            version=version,
-            language_id=language_id,
-            position_codec=self.position_codec,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One cursor position, both ways of counting it."""
-
-    position: types.Position
-    """In the client's encoding, clamped to the document."""
-    offset: int
-    """In characters of the document's text."""
-    word: str
-    """The identifier characters just before it on its line."""
-
-
-def locate(lines: Sequence[str], codec: PositionCodec, position: types.Position) -> Place:
-    """Find a client's position in the lines of a document.
-
-    Past the end of a line means its end, past the last line the end of the document. A position
-    inside a character (a surrogate pair, a UTF-8 sequence) means the end of that character.
-    """
-    # Clamped here, because pygls counts the line end as part of the line (so that a column may
-    # fall between `\r` and `\n`) and takes a last line without one to be a character shorter.
-    number = min(position.line, len(lines) - 1)
-    line = lines[number].rstrip("\r\n")
-    units = codec.client_num_units(line)
-    if position.line == number:
-        units = min(units, position.character)
-    place = codec.position_from_client_units((line,), types.Position(0, units))
-    before = line[: place.character]
-    word = re.search(r"\w*$", before)
-    return Place(
-        types.Position(number, codec.client_num_units(before)),
-        sum(map(len, lines[:number])) + place.character,
-        word.group() if word else "",
-    )
-
-
 # --- The server -----------------------------------------------------------------------------
 
 
 class _Protocol(LanguageServerProtocol):
     """pygls' protocol, with our documents, and an answer to requests it cannot read."""
+
+    def __init__(self, *made_of: Any) -> None:
+        super().__init__(*made_of)
+        self._cancelled_with: dict[Any, asyncio.Task[Any]] = {}
 
     @property
     def exit_code(self) -> int:
@@ -144,11 +74,27 @@ class _Protocol(LanguageServerProtocol):
     def adopt_lsp_lines(self) -> None:
         """Replace the workspace that `initialize` has just made with one of `LspDocument`s."""
         made = self.workspace
-        self._workspace = _LspWorkspace(
+        self._workspace = LspWorkspace(
             made.root_uri,
             workspace_folders=list(made.folders.values()),
             position_encoding=made.position_encoding,
         )
+
+    @contextmanager
+    def cancelling(self, task: asyncio.Task[Any]) -> Generator[None]:
+        """Cancel `task` when the client cancels the request at hand. pygls leaves the handler of
+        a command running."""
+        message = self.msg_id
+        self._cancelled_with[message] = task
+        try:
+            yield
+        finally:
+            del self._cancelled_with[message]
+
+    def _handle_cancel_notification(self, msg_id: Any) -> None:
+        super()._handle_cancel_notification(msg_id)
+        if msg_id in self._cancelled_with:
+            self._cancelled_with[msg_id].cancel()
 
     def structure_message(self, data: dict[str, Any]) -> Any:
         """Parse one message. pygls leaves a malformed request unanswered; clients then wait."""
@@ -168,7 +114,13 @@ class MezzotintServer(LanguageServer):
     def __init__(self, make_engine: EngineFactory) -> None:
         # pygls leaves its further arguments untyped.
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
-            SECTION, version("mezzotint"), protocol_cls=_Protocol
+            SECTION,
+            version("mezzotint"),
+            protocol_cls=_Protocol,
+            # Cells are documents like any other; the notebook around them is not looked at.
+            notebook_document_sync=types.NotebookDocumentSyncOptions(
+                [types.NotebookDocumentFilterWithNotebook(notebook="*")]
+            ),
         )
         self._make_engine = make_engine
         self._client = uuid.uuid4().hex
@@ -180,10 +132,10 @@ class MezzotintServer(LanguageServer):
         self._configured = asyncio.Event()
         self._shown_problems: set[str] = set()
         self.initialization_options: object = None
-        self._engine_state: EngineState | None = None
+        self.status = StatusBoard(partial(self.protocol.notify, STATUS))
+        self.suggestions = SuggestionLog(state_directory())
         self._engine_state_changed = asyncio.Event()
-        self._reason: Reason | None = None
-        self._sent_status: dict[str, object] = {}
+        self._filler: Filler | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def report_server_error(self, error: Exception, source: object) -> None:
@@ -229,16 +181,17 @@ class MezzotintServer(LanguageServer):
         set_log_level(settings)
         if self._engine is None or previous is None or _engine_of(previous) != _engine_of(settings):
             self._engine = self._another_engine(settings)
-        self._session = CompletionSession(
-            self._engine, settings, self._checker, client=self._client
-        )
+        made = (self._engine, settings, self._checker)
+        self._session = CompletionSession(*made, client=self._client)
+        self._filler = Filler(*made, client=self._client)
         self._configured.set()
-        self.report(None if settings.enabled else Reason(kind="inactive", message="disabled"))
+        disabled = None if settings.enabled else Reason(kind="inactive", message="disabled")
+        self.status.answered(disabled)
 
     def _another_engine(self, settings: Settings) -> EngineSource:
         if self._engine is not None:
             self.spawn(self._engine.close())
-        self._engine_state = None
+        self.status.engine_is(None)
         self._engine_state_changed.set()  # ends the progress of its loading
         self._engine_generation += 1
         # The one that is being closed still has news, which are nobody's any more.
@@ -252,7 +205,7 @@ class MezzotintServer(LanguageServer):
         settings, engine = self._settings, self._engine
         if settings is None or engine is None or not settings.enabled:
             return
-        if settings.enabled_for(_language(document)) and not settings.excludes(document.path):
+        if refusal(document.path, language(document), settings, explicit=True) is None:
             await engine.start()
 
     async def complete(
@@ -264,18 +217,32 @@ class MezzotintServer(LanguageServer):
         """
         await self._configured.wait()
         assert self._session is not None
-        snapshot = Snapshot(
-            document=document.uri,
-            path=document.path,
-            language=_language(document),
-            text=text,
-            offset=offset,
-        )
         version = document.version
-        completion = await self._session.complete(snapshot, explicit=explicit)
-        if completion.reason != SUPERSEDED:
-            self.report(completion.reason)
-        return completion if document.version == version else Completion()
+        with self.status.working():
+            completion = await self._session.complete(
+                snapshot_of(document, text, offset), explicit=explicit
+            )
+            if completion.reason != SUPERSEDED:
+                self.status.answered(completion.reason, completion.result)
+        return completion if self.is_current(document, version) else Completion()
+
+    async def filler(self) -> Filler:
+        """What fills documents, by the settings in force; waits for the first ones."""
+        await self._configured.wait()
+        assert self._filler is not None
+        return self._filler
+
+    def is_current(self, document: TextDocument, version: int | None) -> bool:
+        """Whether `document` is still open, and still of that version."""
+        is_open = self.workspace.text_documents.get(unquote(document.uri)) is document
+        return is_open and document.version == version
+
+    def completes(self, document: TextDocument) -> bool:
+        """Whether a person may ask for something in this document, as far as is known by now."""
+        settings = self._settings
+        return settings is not None and (
+            refusal(document.path, language(document), settings, explicit=True) is None
+        )
 
     def manual_only(self) -> bool:
         """Whether the user wants no completion that they did not ask for."""
@@ -285,7 +252,8 @@ class MezzotintServer(LanguageServer):
         """The document that the client has opened as `uri`; never one read from disk."""
         document = self.workspace.text_documents.get(unquote(uri))
         if document is None:
-            self.report(Reason(kind="warning", message="the editor has not opened this document"))
+            reason = Reason(kind="warning", message="the editor has not opened this document")
+            self.status.answered(reason)
         return document
 
     def forget(self, uri: str) -> None:
@@ -300,23 +268,29 @@ class MezzotintServer(LanguageServer):
 
     # Status
 
-    def report(self, reason: Reason | None) -> None:
-        """Tell the client, if it is news, why it got nothing (None: it got something)."""
-        self._reason = reason
-        self._send_status()
-
     def _on_engine_state(self, generation: int, state: EngineState) -> None:
         if generation != self._engine_generation:
             return
-        was_loading, self._engine_state = self._loading, state
+        was_loading = self.status.is_loading
+        self.status.engine_is(state)
         self._engine_state_changed.set()
-        if state.kind == "ready" and self._reason is not None and self._reason.kind == "warning":
-            self._reason = None
-        if self._loading and not was_loading:
+        if self.status.is_loading and not was_loading:
             supported = "window.work_done_progress"
             if get_capability(self.client_capabilities, supported):
                 self.spawn(self._show_progress())
-        self._send_status()
+
+    def offered(
+        self, document: TextDocument, suggestions: Sequence[Suggestion]
+    ) -> Sequence[Suggestion]:
+        """The suggestions, taken note of, for their fate may be reported."""
+        for suggestion in suggestions:
+            self.suggestions.offer(
+                suggestion.id,
+                language=language(document),
+                num_characters=len(suggestion.text.encode("utf-16-le")) // 2,
+                confidence=suggestion.confidence,
+            )
+        return suggestions
 
     def tell_answer(self, completion: Completion) -> None:
         """Tell a client that wants to know how the answer came about that it is about to get."""
@@ -335,25 +309,6 @@ class MezzotintServer(LanguageServer):
         }
         self.protocol.notify(ANSWER, answer)
 
-    @property
-    def _loading(self) -> bool:
-        state = self._engine_state
-        return state is not None and state.kind in ("starting", "loading")
-
-    def _send_status(self) -> None:
-        state, reason = self._engine_state, self._reason
-        kind, message = "normal", "ready"
-        if state is not None and state.kind == "failed":
-            kind, message = "error", state.message
-        elif reason is not None and (reason.kind == "inactive" or not self._loading):
-            kind, message = reason.kind, reason.message
-        elif state is not None and self._loading:
-            message = state.message
-        status: dict[str, object] = {"kind": kind, "busy": self._loading, "message": message}
-        if status != self._sent_status:
-            self._sent_status = status
-            self.protocol.notify(STATUS, status)
-
     async def _show_progress(self) -> None:
         token = f"{SECTION}-{uuid.uuid4().hex}"
         progress = self.work_done_progress
@@ -365,7 +320,7 @@ class MezzotintServer(LanguageServer):
             logger.info("the client shows no progress: %s", error)
             return
         begun = False
-        while (state := self._engine_state) is not None and self._loading:
+        while (state := self.status.engine) is not None and self.status.is_loading:
             percentage = None if state.fraction is None else round(100 * state.fraction)
             if not begun:
                 begin = types.WorkDoneProgressBegin(
@@ -381,10 +336,6 @@ class MezzotintServer(LanguageServer):
         if begun:
             message = None if state is None else state.message
             progress.end(token, types.WorkDoneProgressEnd(message=message))
-
-
-def _language(document: TextDocument) -> str:
-    return document.language_id or language_of(document.path)
 
 
 def _wants_answers(capabilities: types.ClientCapabilities) -> bool:
@@ -455,6 +406,16 @@ def on_close(ls: MezzotintServer, params: types.DidCloseTextDocumentParams) -> N
     ls.forget(params.text_document.uri)
 
 
+async def on_open_notebook(
+    ls: MezzotintServer, params: types.DidOpenNotebookDocumentParams
+) -> None:
+    """Load the model before the first completion in a cell needs it."""
+    for cell in params.cell_text_documents[:1]:
+        document = ls.open_document(cell.uri)
+        if document is not None:
+            await ls.warm_up(document)
+
+
 async def on_shutdown(ls: MezzotintServer, params: None) -> None:
     """Let go of the engine before the client says `exit`."""
     await ls.close_engine()
@@ -466,7 +427,7 @@ async def on_inline_completion(
     """Ghost text at the cursor, or what extends the item selected in the completion list."""
     items: list[types.InlineCompletionItem] = []
     document = ls.open_document(params.text_document.uri)
-    with _logged(ls):
+    with logged(ls):
         if document is not None:
             items = await inline_items(ls, document, params)
     return types.InlineCompletionList(items=items)
@@ -488,15 +449,19 @@ async def inline_items(
         start = locate(lines, codec, selected.range.start).offset
         end = locate(lines, codec, selected.range.end).offset
         beginning, replaced = selected.text, selected.range
-        if replaced.start.line != replaced.end.line:
+        if replaced.start.line != replaced.end.line or is_snippet(beginning):
             return []
     completion = await ls.complete(
         document, text[:start] + beginning + text[end:], start + len(beginning), explicit=explicit
     )
     ls.tell_answer(completion)
     return [
-        types.InlineCompletionItem(insert_text=beginning + suggestion.text, range=replaced)
-        for suggestion in completion.suggestions
+        types.InlineCompletionItem(
+            insert_text=beginning + suggestion.text,
+            range=replaced,
+            command=types.Command("Accepted", ACCEPTED, arguments=[suggestion.id]),
+        )
+        for suggestion in ls.offered(document, completion.suggestions)
     ]
 
 
@@ -506,7 +471,7 @@ async def on_completion(
     """Entries in the ordinary completion list, for clients that know no ghost text."""
     items: list[types.CompletionItem] = []
     document = ls.open_document(params.text_document.uri)
-    with _logged(ls):
+    with logged(ls):
         if document is not None:
             place = locate(document.lines, document.position_codec, params.position)
             # The protocol calls typing an identifier "invoked" as well: only a user who turned
@@ -517,7 +482,8 @@ async def on_completion(
                 document, document.source, place.offset, explicit=asked and ls.manual_only()
             )
             codec = document.position_codec
-            items = [_list_item(s, place, codec, i) for i, s in enumerate(completion.suggestions)]
+            offered = ls.offered(document, completion.suggestions)
+            items = [_list_item(s, place, codec, i) for i, s in enumerate(offered)]
     return types.CompletionList(is_incomplete=True, items=items)
 
 
@@ -538,17 +504,18 @@ def _list_item(
         sort_text=f"~{index:02}",
         insert_text_mode=types.InsertTextMode.AsIs,
         text_edit=types.TextEdit(types.Range(start, place.position), new_text),
+        command=types.Command("Accepted", ACCEPTED, arguments=[suggestion.id]),
     )
 
 
 @contextmanager
-def _logged(ls: MezzotintServer) -> Generator[None]:
+def logged(ls: MezzotintServer) -> Generator[None]:
     """An error of ours must cost an answer, not a pop-up: log it, say so in the status."""
     try:
         yield
     except Exception:
         logger.exception("request %s failed", ls.protocol.msg_id)
-        ls.report(Reason(kind="error", message="internal error: see the log"))
+        ls.status.answered(Reason(kind="error", message="internal error: see the log"))
 
 
 async def exit_with(ls: MezzotintServer, process_id: int) -> None:
@@ -561,92 +528,6 @@ async def exit_with(ls: MezzotintServer, process_id: int) -> None:
     finally:
         # The thread that blocks on stdin cannot be joined; `sys.exit` would wait for it.
         os._exit(1)
-
-
-def process_exists(process_id: int) -> bool:
-    """Whether a process runs, whoever owns it."""
-    if sys.platform == "win32":
-        # There, `os.kill` with any signal ends the process.
-        import ctypes
-
-        synchronize, timed_out = 0x00100000, 0x102
-        handle = ctypes.windll.kernel32.OpenProcess(synchronize, False, process_id)
-        if not handle:
-            return False
-        alive = ctypes.windll.kernel32.WaitForSingleObject(handle, 0) == timed_out
-        ctypes.windll.kernel32.CloseHandle(handle)
-        return alive
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-# --- Running --------------------------------------------------------------------------------
-
-
-def local_engine(settings: Settings, on_state: Callable[[EngineState], None]) -> EngineSource:
-    """The engine process that all editor windows of the user share."""
-    return EngineProcess(
-        model_path=settings.model.path,
-        device=settings.model.device,
-        dtype=settings.model.dtype,
-        url=settings.engine.url,
-        idle_unload_minutes=settings.engine.idle_unload_minutes,
-        on_state=on_state,
-    )
-
-
-def create_server(make_engine: EngineFactory = local_engine) -> MezzotintServer:
-    """Build a server with all its handlers; it talks to nobody yet."""
-    server = MezzotintServer(make_engine)
-    for method, handler, options in (
-        (types.INITIALIZE, on_initialize, None),
-        (types.INITIALIZED, on_initialized, None),
-        (types.SHUTDOWN, on_shutdown, None),
-        (types.WORKSPACE_DID_CHANGE_CONFIGURATION, on_configuration, None),
-        (types.TEXT_DOCUMENT_DID_OPEN, on_open, None),
-        (types.TEXT_DOCUMENT_DID_CHANGE, on_change, None),
-        (types.TEXT_DOCUMENT_DID_CLOSE, on_close, None),
-        # Without options, pygls does not advertise it.
-        (
-            types.TEXT_DOCUMENT_INLINE_COMPLETION,
-            on_inline_completion,
-            types.InlineCompletionOptions(),
-        ),
-    ):
-        server.feature(method, options)(handler)
-    return server
-
-
-def run_stdio(make_engine: EngineFactory = local_engine) -> int:
-    """Serve one client on stdin and stdout until it says `exit`; the process's exit code."""
-    _log_to_stderr()
-    # Only the protocol may write to the client: whatever else prints, here or in a child
-    # process, reaches stderr.
-    protocol_fd = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    server = create_server(make_engine)
-    server.start_io(sys.stdin.buffer, os.fdopen(protocol_fd, "wb"))
-    return server.protocol.exit_code
-
-
-def run_tcp(host: str, port: int, make_engine: EngineFactory = local_engine) -> int:
-    """Serve one client over TCP, to debug with; the process's exit code."""
-    _log_to_stderr()
-    server = create_server(make_engine)
-    try:
-        server.start_tcp(host, port)
-    except SystemExit:
-        logger.info("the client said exit")
-    return server.protocol.exit_code
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def set_log_level(settings: Settings) -> None:

@@ -266,6 +266,11 @@ class Settings:
         _choice("strict", "warn", "off"),
         "Completions that add a syntax error: drop them, rank them last, or do not check.",
     )
+    max_repair_rounds: int = _setting(
+        2,
+        _integer(0, 8),
+        "How often the parts of a completion that add a syntax error are denoised again.",
+    )
     context: ContextSettings = field(default_factory=ContextSettings)
     exclude: tuple[str, ...] = _setting(
         DEFAULT_EXCLUDE,

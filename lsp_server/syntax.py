@@ -82,19 +82,80 @@ class SyntaxChecker:
 
         `texts` holds one text a hole. None when no grammar knows the context's language.
         """
+        with self._lock:
+            baseline = self._baseline_of(context)
+            return None if baseline is None else baseline.new_errors(texts)
+
+    def faults_in(
+        self, context: InfillContext, texts: Sequence[str]
+    ) -> tuple[tuple[Fault, ...], ...]:
+        """Where in each of `texts` the parser stumbles: (start, end) in its characters, in order,
+        apart from one another. Empty where the parser stumbles elsewhere, or there is no grammar.
+        """
+        with self._lock:
+            baseline = self._baseline_of(context)
+            return ((),) * len(texts) if baseline is None else baseline.faults(texts)
+
+    def tree_with(self, context: InfillContext, text: str) -> FilledTree | None:
+        """The syntax tree of the document with `text` in its (first) hole and the others empty.
+
+        What the prefix has begun and nothing below ends is ended after `text`. None when no
+        grammar knows the context's language.
+        """
+        with self._lock:
+            baseline = self._baseline_of(context)
+            if baseline is None:
+                return None
+            others = ("",) * len(context.between)
+            tree, holes = baseline.fill((text + baseline.owed, *others))
+            return FilledTree(tree, holes[0][0], holes[0][0] + len(_utf8(text)))
+
+    def _baseline_of(self, context: InfillContext) -> _Baseline | None:
         grammar = _grammar(context)
         if grammar is None:
             return None
-        with self._lock:
-            if self._baseline is None or self._baseline.context != context:
-                self._baseline = _Baseline.parse(self._parser(grammar), context)
-            return self._baseline.new_errors(texts)
+        if self._baseline is None or self._baseline.context != context:
+            self._baseline = _Baseline.parse(self._parser(grammar), context)
+        return self._baseline
 
     def _parser(self, grammar: tuple[str, str]) -> Parser:
         if grammar not in self._parsers:
             self._parsers[grammar] = Parser(load_grammar(grammar))
             logger.debug("loaded the grammar %s.%s", *grammar)
         return self._parsers[grammar]
+
+
+Fault = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FilledTree:
+    """A syntax tree, and the bytes `start`..`end` of its document where a text was filled in."""
+
+    tree: Tree
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyntaxPlace:
+    """The holes of one document, and the checker that tells what filling them does to it."""
+
+    checker: SyntaxChecker
+    context: InfillContext
+    """Far more of the document than the model sees (`CHECKED_CHARS`)."""
+
+    def new_errors(self, texts: Sequence[str]) -> int | None:
+        """See `SyntaxChecker.new_errors_in`."""
+        return self.checker.new_errors_in(self.context, texts)
+
+    def faults(self, texts: Sequence[str]) -> tuple[tuple[Fault, ...], ...]:
+        """See `SyntaxChecker.faults_in`."""
+        return self.checker.faults_in(self.context, texts)
+
+    def tree_with(self, text: str) -> FilledTree | None:
+        """See `SyntaxChecker.tree_with`."""
+        return self.checker.tree_with(self.context, text)
 
 
 @dataclass(slots=True)
@@ -140,6 +201,24 @@ class _Baseline:
     def errors(self, texts: Sequence[str]) -> tuple[list[Node], list[tuple[int, int]]]:
         """The errors with `texts` in the holes, and the bytes start..end where each text lies
         (without the space at its end)."""
+        tree, holes = self.fill(texts)
+        return list(_errors(tree)), holes
+
+    def faults(self, texts: Sequence[str]) -> tuple[tuple[Fault, ...], ...]:
+        errors, holes = self.errors(texts)
+        found: list[tuple[Fault, ...]] = []
+        for text, (start, end) in zip(map(_utf8, texts), holes, strict=True):
+            spans = [
+                (max(error.start_byte, start) - start, min(error.end_byte, end) - start)
+                for error in errors
+                if error.start_byte <= end and error.end_byte >= start
+            ]
+            found.append(_in_characters(text, spans))
+        return tuple(found)
+
+    def fill(self, texts: Sequence[str]) -> tuple[Tree, list[tuple[int, int]]]:
+        """The tree with `texts` in the holes, and the bytes start..end where each text lies
+        (without the space at its end)."""
         if len(texts) != len(self.parts) - 1:
             raise ValueError(f"{len(texts)} texts for {len(self.parts) - 1} holes")
         tree = self.tree.copy()
@@ -160,7 +239,22 @@ class _Baseline:
             holes.append((start, start + len(text.rstrip())))
             document += text + following
             row, column = _advanced(after_row, after_column, following)
-        return list(_errors(self.parser.parse(document, tree))), holes
+        return self.parser.parse(document, tree), holes
+
+
+def _in_characters(text: bytes, spans: Sequence[tuple[int, int]]) -> tuple[Fault, ...]:
+    """Byte spans of `text` as spans of its characters, those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+
+    def characters(offset: int) -> int:
+        return len(text[:offset].decode("utf-8", "replace"))
+
+    return tuple((characters(start), characters(end)) for start, end in joined)
 
 
 def _errors(tree: Tree) -> Iterator[Node]:

@@ -175,6 +175,9 @@ class Candidate:
     """How well it leads on to what follows: the causal log-probability (nats) of the candidate's
     tokens and of the first 16 after them. None where there was no other candidate to compare it
     with, or no time."""
+    token_ends: tuple[int, ...] = ()
+    """Where in `text` the token of each of the first `probabilities` ends, in characters: as many
+    as the hole has tokens beyond `typed`. Empty where there are several holes."""
 
     @property
     def text(self) -> str:

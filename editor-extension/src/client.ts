@@ -1,55 +1,72 @@
 /** The connection to the language server: one for each window, started, stopped and restarted. */
 import { homedir } from "node:os";
 import { createInterface } from "node:readline";
-import type { LogOutputChannel } from "vscode";
+import { commands, type LogOutputChannel } from "vscode";
 import {
   type ConfigurationRequest,
   LanguageClient,
   type LanguageClientOptions,
   type LSPAny,
+  type Middleware,
   RevealOutputChannelOn,
   State,
 } from "vscode-languageclient/node";
+import { Coalescer } from "./coalescer.ts";
+import { StatusNotification } from "./protocol.ts";
 import type { ServerCommand } from "./server.ts";
-import { type StatusItem, StatusNotification } from "./status.ts";
+import type { StatusItem } from "./status.ts";
 
 export class ServerConnection {
   private client: LanguageClient | undefined;
-  /** The last start or stop: each begins when the one before has ended, so they never overlap. */
-  private last: Promise<void> = Promise.resolve();
-  private readonly findServer: () => ServerCommand;
+  private command: ServerCommand | undefined;
+  private readonly changes = new Coalescer();
+  private readonly findServer: () => Promise<ServerCommand>;
   private readonly status: StatusItem;
   private readonly log: LogOutputChannel;
+  private readonly middleware: Middleware;
 
   /** `findServer` is asked at each start; what it throws is passed on by `restart`. */
-  constructor(findServer: () => ServerCommand, status: StatusItem, log: LogOutputChannel) {
+  constructor(
+    findServer: () => Promise<ServerCommand>,
+    status: StatusItem,
+    log: LogOutputChannel,
+    middleware: Middleware,
+  ) {
     this.findServer = findServer;
     this.status = status;
     this.log = log;
+    this.middleware = middleware;
   }
 
-  /** Start the server, after stopping the one that runs. Rejects if there is none to start. */
+  /** The client, while its server runs. */
+  get running(): LanguageClient | undefined {
+    return this.client?.state === State.Running ? this.client : undefined;
+  }
+
+  /** The command that the server was last started with. */
+  get runningCommand(): ServerCommand | undefined {
+    return this.running && this.command;
+  }
+
+  /**
+   * Start the server, after stopping the one that runs. Who asks while a restart has yet to begin
+   * shares it. Rejects if there is no server to start.
+   */
   restart(): Promise<void> {
-    return this.enqueue(async () => {
+    return this.changes.request("restart", async () => {
       await this.stopNow();
       await this.startNow();
     });
   }
 
   stop(): Promise<void> {
-    return this.enqueue(() => this.stopNow());
-  }
-
-  private enqueue(work: () => Promise<void>): Promise<void> {
-    const done = this.last.then(work);
-    this.last = done.catch(() => undefined);
-    return done;
+    return this.changes.request("stop", () => this.stopNow());
   }
 
   private async startNow(): Promise<void> {
-    const server = this.findServer();
-    this.log.info(`Starting ${[server.command, ...server.args].join(" ")}`);
-    this.client = createClient(server, this.log);
+    this.command = await this.findServer();
+    this.log.info(`Starting ${[this.command.command, ...this.command.args].join(" ")}`);
+    this.client = createClient(this.command, this.log, this.middleware);
     this.client.onNotification(StatusNotification, (status) => this.status.update(status));
     this.client.onDidChangeState(({ newState }) => this.showState(newState));
     await this.client.start();
@@ -63,10 +80,11 @@ export class ServerConnection {
   }
 
   private showState(state: State): void {
+    void commands.executeCommand("setContext", "mezzotint.running", state === State.Running);
     if (state === State.Starting) {
       this.status.update({ kind: "normal", busy: true, message: "The server is starting." });
     } else if (state === State.Running) {
-      this.status.update({ kind: "normal", busy: false, message: "" });
+      this.status.update({ kind: "normal", busy: false, message: "ready" });
     } else if (state === State.Stopped) {
       const message = "The server is not running. Restart it, or see the log for the reason.";
       this.status.update({ kind: "error", busy: false, message });
@@ -74,13 +92,17 @@ export class ServerConnection {
   }
 }
 
-function createClient(server: ServerCommand, log: LogOutputChannel): LanguageClient {
+function createClient(
+  server: ServerCommand,
+  log: LogOutputChannel,
+  middleware: Middleware,
+): LanguageClient {
   const options: LanguageClientOptions = {
     documentSelector: [{ scheme: "file" }, { scheme: "untitled" }],
     outputChannel: log,
     // A failed completion shows in the status bar and the log, never as a pop-up.
     revealOutputChannelOn: RevealOutputChannelOn.Never,
-    middleware: { workspace: { configuration: serverSettings } },
+    middleware: { ...middleware, workspace: { configuration: serverSettings } },
     stdioOptions: {
       // The server's lines carry their own level; "error" for all of them would be a false alarm.
       stderr: (stream, channel) => {

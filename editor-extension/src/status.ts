@@ -1,25 +1,7 @@
 /** The status bar item: what the server says about itself, and the way to everything else. */
 import { type Disposable, StatusBarAlignment, ThemeColor, window } from "vscode";
-import { NotificationType } from "vscode-languageclient/node";
-
-export interface ServerStatus {
-  /** `inactive`: does not complete, and that is intended (switched off, excluded file). */
-  readonly kind: "normal" | "warning" | "error" | "inactive";
-  /** A completion, or the model's loading, is under way. */
-  readonly busy: boolean;
-  /** One sentence for the user; empty when there is nothing to say. */
-  readonly message: string;
-}
-
-/** Sent by the server whenever its status changes. */
-export const StatusNotification = new NotificationType<ServerStatus>("mezzotint/status");
-
-const ICONS = {
-  normal: "$(sparkle)",
-  warning: "$(warning)",
-  error: "$(error)",
-  inactive: "$(circle-slash)",
-};
+import type { ServerStatus } from "./protocol.ts";
+import { statusText, statusTooltip } from "./status-text.ts";
 
 const BACKGROUNDS = {
   normal: undefined,
@@ -30,20 +12,34 @@ const BACKGROUNDS = {
 
 export class StatusItem implements Disposable {
   private readonly item = window.createStatusBarItem("mezzotint", StatusBarAlignment.Right, 100);
+  private status: ServerStatus = { kind: "normal", busy: true, message: "starting" };
+  private pausedUntil: Date | undefined;
 
   constructor(menuCommand: string) {
     this.item.name = "Mezzotint";
     this.item.command = menuCommand;
     this.item.show();
+    this.render();
   }
 
-  update({ kind, busy, message }: ServerStatus): void {
-    this.item.text = `${busy ? "$(loading~spin)" : ICONS[kind]} Mezzotint`;
-    this.item.backgroundColor = BACKGROUNDS[kind];
-    this.item.tooltip = `Mezzotint: ${message || "ready"}`;
+  update(status: ServerStatus): void {
+    this.status = status;
+    this.render();
+  }
+
+  /** Say that nothing is suggested until then; undefined: no more. */
+  pause(until: Date | undefined): void {
+    this.pausedUntil = until;
+    this.render();
   }
 
   dispose(): void {
     this.item.dispose();
+  }
+
+  private render(): void {
+    this.item.text = statusText(this.status, this.pausedUntil);
+    this.item.tooltip = statusTooltip(this.status, this.pausedUntil);
+    this.item.backgroundColor = BACKGROUNDS[this.status.kind];
   }
 }

@@ -54,7 +54,9 @@ def decodings() -> dict[str, dict[str, object]]:
         f"diffusion {threshold:g}": {"policy": "threshold", "threshold": threshold}
         for threshold in THRESHOLDS
     }
-    return ways | {name: {"policy": name} for name in BASELINES}
+    for name in BASELINES:
+        ways[name] = {"policy": name}
+    return ways
 
 
 async def measure(setting: Setting) -> Figures:

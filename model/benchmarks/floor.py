@@ -33,7 +33,7 @@ async def measure(setting: Setting) -> Figures:
     shape = large_shape(setting.tokenizer.vocab_size)
     reason = _no_room(setting)
     return {
-        "bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
+        "bandwidth_gb_per_s": round(bandwidth / 1e9, 4),
         "checkpoint": await _against_floor(setting, setting.open_completer(), bandwidth),
         "7b": None
         if reason

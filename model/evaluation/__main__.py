@@ -16,7 +16,7 @@ from typing import Any
 
 from lsp_server.context import DocumentError
 from model.api import CompletionError
-from model.evaluation import calibration, generation, infilling, sweep
+from model.evaluation import calibration, generation, infilling, repair, sweep
 from model.evaluation.sandbox import SandboxError
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "generation": generation,
     "sweep": sweep,
     "calibration": calibration,
+    "repair": repair,
 }
 """The subcommands that share one shape, by name."""
 

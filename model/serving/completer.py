@@ -71,7 +71,7 @@ class EngineCompleter:
         future = self._engine.submit(fill)
         outputs = await asyncio.wrap_future(future)  # cancelling the task cancels the fill
         return InfillResult(
-            candidates=self._candidates(request, outputs),
+            candidates=self._candidates(request, outputs, len(fill.typed)),
             forwards=fill.forwards,
             tokens=sum(len(hole) for output in outputs for hole in output.holes)
             - len(fill.typed) * len(outputs),
@@ -114,7 +114,7 @@ class EngineCompleter:
         )
 
     def _candidates(
-        self, request: InfillRequest, outputs: Items[FilledHoles]
+        self, request: InfillRequest, outputs: Items[FilledHoles], num_typed: int
     ) -> tuple[Candidate, ...]:
         """One candidate a distinct text, in the order of the outputs."""
         distinct: dict[tuple[str, ...], Candidate] = {}
@@ -124,15 +124,24 @@ class EngineCompleter:
             # The bytes are tokens as well, so a model can write a carriage return.
             texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
             texts[0] = request.typed + texts[0]
+            single = len(texts) == 1
             candidate = Candidate(
                 texts=tuple(texts),
                 confidence=output.confidence,
                 finished=output.finished,
                 probabilities=output.probabilities,
                 score=output.score,
+                token_ends=self._token_ends(output.holes[0], num_typed) if single else (),
             )
             distinct.setdefault(candidate.texts, candidate)
         return tuple(distinct.values())
+
+    def _token_ends(self, hole: Items[int], num_typed: int) -> tuple[int, ...]:
+        """Where in the text of `hole` its tokens after the typed ones end, in characters."""
+        texts = (self._tokenizer.decode(hole[:end]) for end in range(num_typed + 1, len(hole) + 1))
+        # A token may end inside a character or between the two of a Windows line end.
+        whole = (text.rstrip("\ufffd").replace("\r\n", "\n") for text in texts)
+        return tuple(len(text) for text in whole)
 
     def _frame(self, sequence: Sequence) -> Frame:
         tok = self._tokenizer

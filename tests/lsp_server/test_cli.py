@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsp_server import server
+from lsp_server import launch
 from lsp_server.cli import Film, Screen, in_place, main, parse_args
 from model import api
 
@@ -436,7 +436,7 @@ def test_importing_the_command_line_is_cheap():
 
 @pytest.mark.parametrize("argv", [["lsp"], ["lsp", "--stdio"]])
 def test_lsp_serves_on_stdio(argv: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server, "run_stdio", lambda: 7)
+    monkeypatch.setattr(launch, "run_stdio", lambda: 7)
     assert main(argv) == 7
 
 
@@ -445,7 +445,7 @@ def test_lsp_serves_on_stdio(argv: list[str], monkeypatch: pytest.MonkeyPatch):
 )
 def test_lsp_serves_on_tcp(address: str, host: str, port: int, monkeypatch: pytest.MonkeyPatch):
     served: list[tuple[str, int]] = []
-    monkeypatch.setattr(server, "run_tcp", lambda *where: served.append(where) or 0)
+    monkeypatch.setattr(launch, "run_tcp", lambda *where: served.append(where) or 0)
     assert main(["lsp", "--tcp", address]) == 0
     assert served == [(host, port)]
 

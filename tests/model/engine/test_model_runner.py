@@ -37,6 +37,7 @@ def sequence(
         layout=layout,
         canvas=canvas,
         clamped=clamped,
+        fixed=list(clamped),
         confidences=[1.0] * size,
     )
 

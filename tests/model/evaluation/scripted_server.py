@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsp_server.engine_process import EngineState
-from lsp_server.server import run_stdio
+from lsp_server.launch import run_stdio
 from lsp_server.settings import Settings
 from model.api import (
     Candidate,
@@ -33,17 +33,19 @@ class ScriptedCompleter:
         self._journal = script.with_name(f"{script.name}.journal")
 
     async def complete(self, request: InfillRequest, *, on_frame: object = None) -> InfillResult:
+        before = request.prefix + request.typed
         with self._journal.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(request.prefix) + "\n")
+            journal.write(json.dumps(before) + "\n")
         made: tuple[Candidate, ...] = ()
         for entry in self._entries:
-            if request.prefix.endswith(entry["after"]):
+            if before.endswith(entry["after"]):
                 if entry["text"] == "DIE":
                     print("the script says so", file=sys.stderr, flush=True)
                     os._exit(7)
                 if entry["text"] == "SLEEP":
                     await asyncio.sleep(60)
-                made = (Candidate(texts=(entry["text"],), confidence=entry["confidence"]),)
+                text = request.typed + entry["text"]
+                made = (Candidate(texts=(text,), confidence=entry["confidence"]),)
                 break
         return InfillResult(candidates=made, forwards=1, tokens=1, encoded_tokens=1, ms=1.5)
 

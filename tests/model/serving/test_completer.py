@@ -68,6 +68,30 @@ class TestComplete:
         assert result.encoded_tokens > 0
         assert result.ms > 0
 
+    async def test_a_candidate_tells_where_its_tokens_end(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        text = "nur ä = '🙂'"
+        dictate(completer, tokenizer, "x" + text)
+        request = InfillRequest(prefix="for ", suffix="\n", typed="x")
+        candidate = (await completer.complete(request)).candidates[0]
+        ids = tokenizer.encode(text)
+        assert candidate.text == "x" + text
+        assert len(candidate.token_ends) == len(candidate.probabilities) - 1  # and the end
+        assert candidate.token_ends[-1] == len(candidate.text)
+        assert list(candidate.token_ends) == sorted(candidate.token_ends)
+        whole = [
+            len("x" + tokenizer.decode(ids[: i + 1]).rstrip("\ufffd")) for i in range(len(ids))
+        ]
+        assert list(candidate.token_ends) == whole
+
+    async def test_of_several_holes_it_tells_no_token_ends(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "a", "b")
+        request = InfillRequest(prefix="(", suffix=")", between=(", ",))
+        assert (await completer.complete(request)).candidates[0].token_ends == ()
+
     async def test_the_same_request_gives_the_same_candidates(
         self, completer: EngineCompleter
     ) -> None:

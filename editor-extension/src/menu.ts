@@ -1,0 +1,78 @@
+/** What a click on the status bar item offers. */
+import { commands, ConfigurationTarget, type QuickPickItem, window, workspace } from "vscode";
+
+interface Entry extends QuickPickItem {
+  readonly run: () => Thenable<unknown>;
+}
+
+export async function showMenu(paused: boolean): Promise<void> {
+  const enabled = isEnabled();
+  const entries: Entry[] = [
+    paused
+      ? entry("$(debug-continue) Resume suggestions", "mezzotint.resume")
+      : entry("$(debug-pause) Pause suggestions for a while…", "mezzotint.snooze"),
+    entry(enabled ? "$(circle-slash) Switch off" : "$(check) Switch on", "mezzotint.toggle"),
+    entry("$(sparkle) Fill here", "mezzotint.fillHere"),
+    entry("$(list-unordered) Fill every hole in this file", "mezzotint.fillHoles"),
+    entry("$(eye) Show denoising", "mezzotint.showDenoising"),
+    entry("$(package) Choose model…", "mezzotint.chooseModel"),
+    entry("$(graph) Statistics", "mezzotint.showStatistics"),
+    entry("$(output) Show log", "mezzotint.showLog"),
+    entry("$(pulse) Doctor", "mezzotint.doctor"),
+    entry("$(refresh) Restart server", "mezzotint.restart"),
+    { label: "$(settings-gear) Settings", run: () => openSettings("mezzotint") },
+  ];
+  const chosen = await window.showQuickPick(entries, { title: "Mezzotint" });
+  await chosen?.run();
+}
+
+function entry(label: string, command: string): Entry {
+  return { label, run: () => commands.executeCommand(command) };
+}
+
+/** For how many minutes to pause; undefined: not at all. */
+export async function askMinutes(): Promise<number | undefined> {
+  const choices = [5, 15, 60, 240].map((minutes) => ({
+    label: minutes < 60 ? `${minutes} minutes` : `${minutes / 60} h`,
+    minutes,
+  }));
+  return (await window.showQuickPick(choices, { title: "Pause suggestions for" }))?.minutes;
+}
+
+/** Switch completions on or off where the setting was made: in the workspace, else for the user. */
+export async function toggleEnabled(): Promise<void> {
+  await update("enabled", !isEnabled());
+}
+
+/** Take the shipped checkpoint or one from a folder. */
+export async function chooseModel(): Promise<void> {
+  const shipped = "The one that comes with Mezzotint";
+  const other = "A checkpoint folder…";
+  const current = workspace.getConfiguration("mezzotint").get("model.path", "");
+  const options = { title: "Model", placeHolder: current || shipped };
+  const choice = await window.showQuickPick([shipped, other], options);
+  if (choice === shipped) {
+    await update("model.path", undefined);
+  } else if (choice === other) {
+    const folders = { canSelectFiles: false, canSelectFolders: true, openLabel: "Use This Model" };
+    const [folder] = (await window.showOpenDialog(folders)) ?? [];
+    if (folder !== undefined) {
+      await update("model.path", folder.fsPath);
+    }
+  }
+}
+
+export function openSettings(query: string): Thenable<unknown> {
+  return commands.executeCommand("workbench.action.openSettings", query);
+}
+
+function isEnabled(): boolean {
+  return workspace.getConfiguration("mezzotint").get("enabled", true);
+}
+
+async function update(key: string, value: unknown): Promise<void> {
+  const settings = workspace.getConfiguration("mezzotint");
+  const inWorkspace = settings.inspect(key)?.workspaceValue !== undefined;
+  const target = inWorkspace ? ConfigurationTarget.Workspace : ConfigurationTarget.Global;
+  await settings.update(key, value, target);
+}

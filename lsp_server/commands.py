@@ -1,0 +1,373 @@
+"""Commands and code actions that fill on demand, and what the client tells of suggestions.
+
+docs/editors-protocol.md is the contract: names, arguments, results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+from lsprotocol import types
+from pygls.capabilities import get_capability
+from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
+from pygls.workspace import TextDocument
+
+from lsp_server.completion import Reason
+from lsp_server.documents import language, locate, position_at, snapshot_of
+from lsp_server.fill import Filled, Filling, Progress
+from lsp_server.holes import find_holes
+from lsp_server.server import ACCEPTED, MezzotintServer
+from lsp_server.settings import SECTION
+from model.api import Frame, FrameListener
+
+HERE, SELECTION, HOLES = (f"{SECTION}.fill.{what}" for what in ("here", "selection", "holes"))
+STATISTICS, RESET_STATISTICS = f"{SECTION}.statistics", f"{SECTION}.statistics.reset"
+
+DID_SHOW = "textDocument/didShowCompletion"
+DID_PARTIALLY_ACCEPT = "textDocument/didPartiallyAcceptCompletion"
+DID_REJECT = "textDocument/didRejectCompletion"
+
+FRAME = f"{SECTION}/frame"
+"""Notification {token, step, slots}: the canvas of a fill after a denoising step."""
+
+_TITLES = {HERE: "Fill here", SELECTION: "Fill selection", HOLES: "Fill every hole in this file"}
+_REWRITE = types.CodeActionKind.RefactorRewrite.value
+_KINDS = {command: f"{_REWRITE}.{SECTION}.{command.rpartition('.')[2]}" for command in _TITLES}
+_PROGRESS_TIMEOUT_S = 5.0
+_MOVED_ON = "the document has changed in the meantime"
+
+Fill = Callable[[Progress], Awaitable[Filled]]
+
+
+def register(server: MezzotintServer) -> None:
+    """Give `server` the commands, code actions and notifications of this file."""
+    for name, handler in (
+        (HERE, on_fill_here),
+        (SELECTION, on_fill_selection),
+        (HOLES, on_fill_holes),
+        (ACCEPTED, on_accepted),
+        (STATISTICS, on_statistics),
+        (RESET_STATISTICS, on_reset_statistics),
+    ):
+        server.command(name)(handler)
+    for method, handler in (
+        (DID_SHOW, on_shown),
+        (DID_PARTIALLY_ACCEPT, on_partially_accepted),
+        (DID_REJECT, on_rejected),
+    ):
+        server.feature(method)(handler)
+    options = types.CodeActionOptions(code_action_kinds=list(_KINDS.values()))
+    server.feature(types.TEXT_DOCUMENT_CODE_ACTION, options)(on_code_action)
+
+
+# --- Code actions -----------------------------------------------------------------------------
+
+
+def on_code_action(ls: MezzotintServer, params: types.CodeActionParams) -> list[types.CodeAction]:
+    """What can be filled here. Unasked, as for a light bulb: only what there is a sign for."""
+    document = ls.workspace.text_documents.get(params.text_document.uri)
+    if document is None or not ls.completes(document):
+        return []
+    uri, span = params.text_document.uri, params.range
+    about: dict[str, object] = {"uri": uri, "version": document.version}
+    place = {"line": span.start.line, "character": span.start.character}
+    end = {"line": span.end.line, "character": span.end.character}
+    holes = find_holes(document.source, language(document))
+    offered: list[tuple[str, str, dict[str, object]]] = []
+    asked = params.context.trigger_kind != types.CodeActionTriggerKind.Automatic
+    if span.start != span.end:
+        offered.append((SELECTION, "", {**about, "range": {"start": place, "end": end}}))
+    elif asked:
+        offered.append((HERE, "", {**about, "position": place}))
+    if holes and (asked or _is_marked(document, span.start.line)):
+        offered.append((HOLES, f" ({len(holes)})", about))
+    only = params.context.only
+    return [
+        types.CodeAction(
+            title=_TITLES[command] + note,
+            kind=_KINDS[command],
+            command=types.Command(_TITLES[command], command, arguments=[argument]),
+        )
+        for command, note, argument in offered
+        if only is None or any(f"{_KINDS[command]}.".startswith(f"{kind}.") for kind in only)
+    ]
+
+
+def _is_marked(document: TextDocument, line: int) -> bool:
+    lines = document.lines
+    return line < len(lines) and bool(find_holes(lines[line], language(document)))
+
+
+# --- Filling ----------------------------------------------------------------------------------
+
+
+async def on_fill_here(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
+    """`mezzotint.fill.here`."""
+    argument = _argument(arguments, HERE)
+    position = _position(argument.get("position"), HERE)
+    return await _fill_span(ls, HERE, argument, types.Range(position, position))
+
+
+async def on_fill_selection(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
+    """`mezzotint.fill.selection`."""
+    argument = _argument(arguments, SELECTION)
+    match argument.get("range"):
+        case {"start": start, "end": end}:
+            span = types.Range(_position(start, SELECTION), _position(end, SELECTION))
+        case _:
+            raise _invalid(SELECTION, "a range with start and end")
+    return await _fill_span(ls, SELECTION, argument, span)
+
+
+async def _fill_span(
+    ls: MezzotintServer, command: str, argument: Mapping[str, Any], span: types.Range
+) -> dict[str, Any]:
+    document = _document(ls, argument)
+    if isinstance(document, str):
+        return _result(None, reason=document)
+    lines, codec = document.lines, document.position_codec
+    start, end = (locate(lines, codec, position).offset for position in (span.start, span.end))
+    snapshot = snapshot_of(document, document.source, min(start, end))
+    filler = await ls.filler()
+    on_frame = _frame_sender(ls, argument.get("frames"))
+    return await _fill(
+        ls,
+        command,
+        document,
+        argument,
+        lambda report: filler.span(snapshot, max(start, end), on_frame),
+    )
+
+
+def _frame_sender(ls: MezzotintServer, token: object) -> FrameListener | None:
+    """Sends each frame to a client that gave its command the token `frames`."""
+    if not isinstance(token, str):
+        return None
+
+    def send(frame: Frame) -> None:
+        fields = {"token": token, "step": frame.step, "slots": list(frame.slots)}
+        ls.protocol.notify(FRAME, fields)
+
+    return send
+
+
+async def on_fill_holes(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
+    """`mezzotint.fill.holes`."""
+    argument = _argument(arguments, HOLES)
+    document = _document(ls, argument)
+    if isinstance(document, str):
+        return _result(None, reason=document)
+    snapshot = snapshot_of(document, document.source, 0)
+    filler = await ls.filler()
+    return await _fill(ls, HOLES, document, argument, lambda report: filler.holes(snapshot, report))
+
+
+async def _fill(
+    ls: MezzotintServer,
+    command: str,
+    document: TextDocument,
+    argument: Mapping[str, Any],
+    fill: Fill,
+) -> dict[str, Any]:
+    """Run `fill` with progress, and apply the best filling unless the client wants to choose."""
+    version, lines = document.version, document.lines
+    with ls.status.working():
+        filled = await _with_progress(ls, _TITLES[command], fill)
+        result = filled.completion.result if filled.completion else None
+        ls.status.answered(filled.reason, result)
+    if not ls.is_current(document, version):
+        return _result(version, reason=_MOVED_ON)
+    candidates = [_edits(document, lines, filling) for filling in filled.fillings]
+    applied, reason = False, filled.reason.message if filled.reason else None
+    if candidates and argument.get("apply", True):
+        applied, reason = await _apply(ls, document, _TITLES[command], candidates[0])
+    return _result(
+        version,
+        applied=applied,
+        reason=reason,
+        candidates=[
+            {
+                "confidence": filling.confidence,
+                "newSyntaxErrors": filling.new_syntax_errors,
+                "edits": [_as_json(edit) for edit in edits],
+            }
+            for filling, edits in zip(filled.fillings, candidates, strict=True)
+        ],
+    )
+
+
+def _as_json(edit: types.TextEdit) -> dict[str, Any]:
+    start, end = (
+        {"line": position.line, "character": position.character}
+        for position in (edit.range.start, edit.range.end)
+    )
+    return {"range": {"start": start, "end": end}, "newText": edit.new_text}
+
+
+def _edits(document: TextDocument, lines: Any, filling: Filling) -> list[types.TextEdit]:
+    codec = document.position_codec
+    return [
+        types.TextEdit(
+            types.Range(position_at(lines, codec, e.start), position_at(lines, codec, e.end)),
+            e.text,
+        )
+        for e in filling.edits
+    ]
+
+
+async def _apply(
+    ls: MezzotintServer, document: TextDocument, label: str, edits: list[types.TextEdit]
+) -> tuple[bool, str | None]:
+    """Have the client make the edits, as one; whether it did, and if not why."""
+    if get_capability(ls.client_capabilities, "workspace.workspace_edit.document_changes"):
+        versioned = types.OptionalVersionedTextDocumentIdentifier(document.uri, document.version)
+        edit = types.WorkspaceEdit(document_changes=[types.TextDocumentEdit(versioned, [*edits])])
+    else:
+        edit = types.WorkspaceEdit(changes={document.uri: edits})
+    try:
+        answer = await ls.workspace_apply_edit_async(types.ApplyWorkspaceEditParams(edit, label))
+    except JsonRpcException as error:
+        return False, f"the editor refused the edit: {error.message}"
+    return answer.applied, None if answer.applied else answer.failure_reason or "not applied"
+
+
+async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
+    """Run `fill` while the client shows how far it is; the user may cancel it there."""
+    token = f"{SECTION}-{uuid.uuid4().hex}"
+    progress = ls.work_done_progress
+    tokens = cast("dict[str, Any]", progress.tokens)  # pyright: ignore[reportUnknownMemberType]
+    shown = False
+
+    def report(done: int, total: int) -> None:
+        if shown:
+            percentage = round(100 * done / total)
+            message = f"{done} of {total}"
+            value = types.WorkDoneProgressReport(message=message, percentage=percentage)
+            progress.report(token, value)
+
+    task = asyncio.ensure_future(fill(report))
+
+    def cancel(_: object) -> None:
+        task.cancel()
+
+    try:
+        with ls.protocol.cancelling(task):
+            shown = await _begin(ls, token, title)
+            if shown:
+                tokens[token].add_done_callback(cancel)
+            # Unlike `await task`, this tells our own cancellation from the task's.
+            await asyncio.wait((task,))
+    finally:
+        task.cancel()
+        if shown:
+            tokens.pop(token, None)
+            progress.end(token, types.WorkDoneProgressEnd())
+    if task.cancelled():
+        return Filled(reason=Reason(kind="normal", message="cancelled"))
+    return task.result()
+
+
+async def _begin(ls: MezzotintServer, token: str, title: str) -> bool:
+    """Show the progress, if the client can."""
+    if not get_capability(ls.client_capabilities, "window.work_done_progress"):
+        return False
+    params = types.WorkDoneProgressCreateParams(token)
+    try:
+        await asyncio.wait_for(
+            ls.window_work_done_progress_create_async(params), _PROGRESS_TIMEOUT_S
+        )
+    except (JsonRpcException, asyncio.TimeoutError):
+        return False
+    begin = types.WorkDoneProgressBegin(f"Mezzotint: {title}", cancellable=True, percentage=0)
+    ls.work_done_progress.begin(token, begin)
+    return True
+
+
+def _document(ls: MezzotintServer, argument: Mapping[str, Any]) -> TextDocument | str:
+    """The document a command is about, or why there is none to fill."""
+    document = ls.open_document(str(argument.get("uri", "")))
+    if document is None:
+        return "the editor has not opened this document"
+    if argument.get("version", document.version) not in (None, document.version):
+        return _MOVED_ON
+    return document
+
+
+def _result(
+    version: int | None,
+    *,
+    applied: bool = False,
+    reason: str | None = None,
+    candidates: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    return {
+        "applied": applied,
+        "version": version,
+        "reason": reason,
+        "candidates": candidates or [],
+    }
+
+
+def _argument(arguments: tuple[Any, ...], command: str) -> Mapping[str, Any]:
+    if len(arguments) == 1 and isinstance(arguments[0], Mapping):
+        return cast("Mapping[str, Any]", arguments[0])
+    raise _invalid(command, "one object as its argument")
+
+
+def _position(raw: object, command: str) -> types.Position:
+    match raw:
+        case {"line": int(line), "character": int(character)} if line >= 0 and character >= 0:
+            return types.Position(line, character)
+        case _:
+            raise _invalid(command, "a position with line and character")
+
+
+def _invalid(command: str, wanted: str) -> JsonRpcInvalidParams:
+    return JsonRpcInvalidParams(f"{command} needs {wanted}")
+
+
+# --- What becomes of suggestions ----------------------------------------------------------------
+
+
+def on_accepted(ls: MezzotintServer, *arguments: Any) -> None:
+    """The client has inserted an item."""
+    if arguments:
+        ls.suggestions.accepted(str(arguments[0]))
+
+
+def on_shown(ls: MezzotintServer, params: Any) -> None:
+    """The user sees an item."""
+    ls.suggestions.shown(_item_id(params))
+
+
+def on_partially_accepted(ls: MezzotintServer, params: Any) -> None:
+    """The user has taken the beginning of an item."""
+    length: object = getattr(params, "acceptedLength", 0)
+    if isinstance(length, int):
+        ls.suggestions.partly_accepted(_item_id(params), length)
+
+
+def on_rejected(ls: MezzotintServer, params: Any) -> None:
+    """The user has dismissed an item."""
+    ls.suggestions.rejected(_item_id(params))
+
+
+def _item_id(params: Any) -> str:
+    """The id in `item.command.arguments`; "" where there is none."""
+    try:
+        return str(params.item.command.arguments[0])
+    except (AttributeError, IndexError, TypeError):
+        return ""
+
+
+def on_statistics(ls: MezzotintServer) -> dict[str, Any]:
+    """`mezzotint.statistics`."""
+    return ls.suggestions.summary()
+
+
+def on_reset_statistics(ls: MezzotintServer) -> None:
+    """`mezzotint.statistics.reset`."""
+    ls.suggestions.reset()

@@ -1,0 +1,279 @@
+"""Filling on demand: here, in place of a selection, or every hole of a file. Knows no LSP types.
+
+The holes of a file that fit one canvas are one request, so that what fills one fits what fills the
+others; what does not fit comes in further requests, which see what the earlier ones wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from lsp_server.completion import (
+    CHARS_PER_TOKEN,
+    Completion,
+    Reason,
+    complete_context,
+    infill_request,
+)
+from lsp_server.context import InfillContext, check_document, context_at, normalised
+from lsp_server.holes import Hole, find_holes, grouped
+from lsp_server.postprocess import worth_inserting
+from lsp_server.session import EngineSource, Snapshot, reason_of
+from lsp_server.settings import Settings
+from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
+from lsp_server.trigger import refusal
+from model.api import Candidate, Completer, FrameListener, InvalidRequestError
+
+_FILL_DOCUMENT = "#fill"
+"""Goes behind a document's name, so that typing in it replaces no fill of it in the engine."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of holes done and the number of all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """Put `text` in place of `start`..`end`, in characters of the document that was filled."""
+
+    start: int
+    end: int
+    text: str
+
+    def moved(self, by: int) -> Edit:
+        """The same edit `by` characters further on."""
+        return replace(self, start=self.start + by, end=self.end + by)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filling:
+    """One way to fill what was to be filled: edits that belong together, in document order."""
+
+    edits: tuple[Edit, ...]
+    confidence: float
+    new_syntax_errors: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """The fillings, best first; when there are none, the reason."""
+
+    fillings: tuple[Filling, ...] = ()
+    reason: Reason | None = None
+    completion: Completion | None = None
+    """The last answer, for its bill."""
+
+
+class Filler:
+    """Fills documents of one editor window.
+
+    Nothing but `asyncio.CancelledError` leaves its methods: what goes wrong becomes a reason.
+    """
+
+    def __init__(
+        self, engine: EngineSource, settings: Settings, checker: SyntaxChecker, *, client: str = ""
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._checker = checker
+        self._client = client
+
+    async def span(
+        self, snapshot: Snapshot, end: int, on_frame: FrameListener | None = None
+    ) -> Filled:
+        """Fill the place of `snapshot.offset`..`end`, in several ways. White space at the edges of
+        what is there stays. `on_frame` gets the first way's canvas after every denoising step."""
+        start = snapshot.offset
+        inside = snapshot.text[start:end]
+        if inside.strip():
+            start += len(inside) - len(inside.lstrip())
+            end -= len(inside) - len(inside.rstrip())
+        try:
+            reason = self._refusal(snapshot)
+            if reason is not None:
+                return Filled(reason=reason)
+            completion = await complete_context(
+                await self._completer(),
+                self._context(snapshot, start, end),
+                self._place(snapshot, start, end),
+                self._settings,
+                explicit=True,
+                document=snapshot.document + _FILL_DOCUMENT,
+                client=self._client,
+                on_frame=on_frame,
+            )
+        except Exception as error:
+            return Filled(reason=reason_of(error, snapshot.language))
+        fillings = tuple(
+            Filling(
+                edits=(Edit(start=start, end=end, text=suggestion.text),),
+                confidence=suggestion.confidence,
+                new_syntax_errors=suggestion.new_syntax_errors,
+            )
+            for suggestion in completion.suggestions
+        )
+        return Filled(fillings=fillings, reason=completion.reason, completion=completion)
+
+    async def holes(self, snapshot: Snapshot, on_progress: Progress) -> Filled:
+        """Fill every hole of the document that the model has something for."""
+        try:
+            reason = self._refusal(snapshot)
+            if reason is not None:
+                return Filled(reason=reason)
+            holes = find_holes(snapshot.text, snapshot.language)
+            if not holes:
+                return _nothing("this file has no hole: mark one with <FILL>, ... or TODO")
+            groups = grouped(holes)
+            written: list[_Written] = []
+            while groups:
+                on_progress(len(holes) - sum(map(len, groups)), len(holes))
+                try:
+                    written += await self._fill_group(snapshot, groups[0], written)
+                except InvalidRequestError:
+                    if len(groups[0]) == 1:
+                        raise
+                    half = len(groups[0]) // 2
+                    groups[:1] = [groups[0][:half], groups[0][half:]]
+                    continue
+                groups.pop(0)
+            on_progress(len(holes), len(holes))
+        except Exception as error:
+            return Filled(reason=reason_of(error, snapshot.language))
+        return _together(written)
+
+    async def _fill_group(
+        self, snapshot: Snapshot, group: Sequence[Hole], written: Sequence[_Written]
+    ) -> list[_Written]:
+        """Fill a group's holes at once, in a document that holds what was `written` above them.
+
+        Raises `CompletionError`.
+        """
+        text = _edited(snapshot.text, [one.edit for one in written])
+        shift = len(text) - len(snapshot.text)
+        here = replace(snapshot, text=text)
+        moved = [replace(hole, start=hole.start + shift, end=hole.end + shift) for hole in group]
+        context = self._group_context(here, moved)
+        request = infill_request(
+            context,
+            self._settings,
+            explicit=True,
+            document=snapshot.document + _FILL_DOCUMENT,
+            client=self._client,
+        )
+        result = await (await self._completer()).complete(request)
+        best: list[_Written] = []
+        for candidate in result.candidates:
+            fills = await asyncio.to_thread(self._usable, here, moved, candidate)
+            if len(fills) > len(best):
+                best = fills
+        return [
+            replace(
+                one, edit=replace(one.edit, start=one.edit.start - shift, end=one.edit.end - shift)
+            )
+            for one in best
+        ]
+
+    def _usable(
+        self, snapshot: Snapshot, holes: Sequence[Hole], candidate: Candidate
+    ) -> list[_Written]:
+        """What of a candidate is worth writing; in strict mode, what breaks nothing."""
+        usable: list[_Written] = []
+        for hole, text in zip(holes, candidate.texts, strict=True):
+            place = self._place(snapshot, hole.start, hole.end, lead=hole.lead)
+            if not place.context.prefix.rpartition("\n")[2].strip():
+                text = text.lstrip()  # the line is begun and indented already
+            text = worth_inserting(text, place, explicit=True, finished=candidate.finished)
+            if not text:
+                continue
+            check = self._settings.syntax_check
+            errors = place.new_errors((text,)) if check != "off" else None
+            if errors and check == "strict":
+                continue
+            new = hole.lead + text.replace("\n", place.context.eol)
+            edit = Edit(start=hole.start, end=hole.end, text=new)
+            usable.append(_Written(edit, candidate.confidence, errors))
+        return usable
+
+    def _refusal(self, snapshot: Snapshot) -> Reason | None:
+        """Raises `DocumentError`."""
+        reason = refusal(snapshot.path, snapshot.language, self._settings, explicit=True)
+        if reason is not None:
+            return Reason(kind="inactive", message=reason)
+        check_document(snapshot.text, name="this document", max_kb=self._settings.max_file_kb)
+        return None
+
+    async def _completer(self) -> Completer:
+        """Raises `EngineUnavailableError`."""
+        started = time.monotonic()
+        await self._engine.start()
+        wait_s = self._settings.deadline_ms.manual / 1000
+        return await self._engine.completer(started + wait_s - time.monotonic())
+
+    def _context(self, snapshot: Snapshot, start: int, end: int) -> InfillContext:
+        sizes = self._settings.context
+        return context_at(
+            snapshot.text,
+            start,
+            end,
+            language=snapshot.language,
+            prefix_chars=sizes.prefix_tokens * CHARS_PER_TOKEN,
+            suffix_chars=sizes.suffix_tokens * CHARS_PER_TOKEN,
+        )
+
+    def _group_context(self, snapshot: Snapshot, holes: Sequence[Hole]) -> InfillContext:
+        context = self._context(snapshot, holes[0].start, holes[-1].end)
+        between = tuple(
+            snapshot.text[hole.end : following.start] + following.lead
+            for hole, following in pairwise(holes)
+        )
+        return replace(
+            context,
+            prefix=context.prefix + normalised(holes[0].lead),
+            between=tuple(map(normalised, between)),
+        )
+
+    def _place(self, snapshot: Snapshot, start: int, end: int, *, lead: str = "") -> SyntaxPlace:
+        context = context_at(
+            snapshot.text,
+            start,
+            end,
+            language=snapshot.language,
+            prefix_chars=CHECKED_CHARS,
+            suffix_chars=CHECKED_CHARS,
+        )
+        return SyntaxPlace(
+            self._checker, replace(context, prefix=context.prefix + normalised(lead))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    edit: Edit
+    confidence: float
+    new_syntax_errors: int | None
+
+
+def _edited(text: str, edits: Sequence[Edit]) -> str:
+    """`text` after all of `edits`, whose offsets are of the text before any of them."""
+    for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
+        text = text[: edit.start] + edit.text + text[edit.end :]
+    return text
+
+
+def _together(written: Sequence[_Written]) -> Filled:
+    if not written:
+        return _nothing("the model has nothing to write into these holes")
+    counted = [one.new_syntax_errors for one in written if one.new_syntax_errors is not None]
+    filling = Filling(
+        edits=tuple(one.edit for one in written),
+        confidence=min(one.confidence for one in written),
+        new_syntax_errors=sum(counted) if counted else None,
+    )
+    return Filled(fillings=(filling,))
+
+
+def _nothing(message: str) -> Filled:
+    return Filled(reason=Reason(kind="normal", message=message))

@@ -1,0 +1,84 @@
+"""The holes that a person leaves in a file to have them filled, and which of them go together.
+
+    <FILL>                        anywhere, also several on a line
+    ...                           alone on its line, or after a `:` at the end of one (Python)
+    pass  # hole                  (Python)
+    # TODO: what to do here       the line below it; the comment stays
+
+A hole is what its marker replaces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+_EOL = r"(?=\r?\n|\r|\Z)"
+_TAG = re.compile(r"<FILL>")
+_ELLIPSIS_LINE = re.compile(rf"(?:(?<=\n)|(?<=\r)|\A)[ \t]*(?P<hole>\.\.\.)[ \t]*{_EOL}")
+_ELLIPSIS_BODY = re.compile(rf":[ \t]+(?P<hole>\.\.\.)[ \t]*{_EOL}")
+_PASS = re.compile(rf"(?P<hole>\bpass[ \t]+#[ \t]*hole)[ \t]*{_EOL}")
+_TODO = re.compile(
+    rf"(?:(?<=\n)|(?<=\r)|\A)(?P<indent>[ \t]*)(?://|#|--|/\*|<!--)[ \t]*TODO\b[^\r\n]*{_EOL}"
+)
+
+CANVAS_SLOTS = 128
+"""Slots of the engine's largest canvas (`model.infill.CANVAS_SIZES`), which the holes of a request
+share with the text between them."""
+_SLOTS_PER_HOLE = 16
+_CHARS_PER_SLOT = 3
+"""Lower estimate of a token's length, so that a group seldom turns out too large."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Hole:
+    """A place to fill: the span `start`..`end` of the text, in characters, is replaced by `lead`
+    and the filling."""
+
+    start: int
+    end: int
+    lead: str = ""
+    """A line end and an indentation where the hole begins a line of its own."""
+
+
+def find_holes(text: str, language: str) -> list[Hole]:
+    """The holes of a document, in order, none within another."""
+    found = sorted(_marked(text, language))
+    holes: list[Hole] = []
+    for hole in found:
+        if holes and hole.start < holes[-1].end:
+            continue
+        if holes and holes[-1].lead and not text[holes[-1].start : hole.start].strip():
+            holes.pop()  # what the comment asks for has its marker already
+        holes.append(hole)
+    return holes
+
+
+def _marked(text: str, language: str) -> Iterator[Hole]:
+    patterns = [_TAG, _ELLIPSIS_LINE]
+    if language == "python":
+        patterns += [_ELLIPSIS_BODY, _PASS]
+    for pattern in patterns:
+        for match in pattern.finditer(text):
+            group = "hole" if "hole" in pattern.groupindex else 0
+            yield Hole(match.start(group), match.end(group))
+    for match in _TODO.finditer(text):
+        line_end = re.compile(r"\r\n|\n|\r").search(text, match.end())
+        eol = line_end.group() if line_end else "\n"
+        yield Hole(match.end(), match.end(), lead=eol + match["indent"])
+
+
+def grouped(holes: Sequence[Hole]) -> list[list[Hole]]:
+    """The holes in groups that fit one canvas together, with the text between them."""
+    groups: list[list[Hole]] = []
+    room = 0
+    for hole in holes:
+        between = (hole.start - groups[-1][-1].end) // _CHARS_PER_SLOT if groups else 0
+        needed = _SLOTS_PER_HOLE + between
+        if not groups or needed > room:
+            groups.append([])
+            room, needed = CANVAS_SLOTS, _SLOTS_PER_HOLE
+        groups[-1].append(hole)
+        room -= needed
+    return groups

@@ -1,0 +1,81 @@
+"""Builds the server with all its handlers, and serves one client with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from lsprotocol import types
+
+from lsp_server import commands, server
+from lsp_server.engine_process import EngineProcess, EngineState
+from lsp_server.server import EngineFactory, MezzotintServer
+from lsp_server.session import EngineSource
+from lsp_server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def local_engine(settings: Settings, on_state: Callable[[EngineState], None]) -> EngineSource:
+    """The engine process that all editor windows of the user share."""
+    return EngineProcess(
+        model_path=settings.model.path,
+        device=settings.model.device,
+        dtype=settings.model.dtype,
+        url=settings.engine.url,
+        idle_unload_minutes=settings.engine.idle_unload_minutes,
+        on_state=on_state,
+    )
+
+
+def create_server(make_engine: EngineFactory = local_engine) -> MezzotintServer:
+    """Build a server with all its handlers; it talks to nobody yet."""
+    made = MezzotintServer(make_engine)
+    for method, handler, options in (
+        (types.INITIALIZE, server.on_initialize, None),
+        (types.INITIALIZED, server.on_initialized, None),
+        (types.SHUTDOWN, server.on_shutdown, None),
+        (types.WORKSPACE_DID_CHANGE_CONFIGURATION, server.on_configuration, None),
+        (types.TEXT_DOCUMENT_DID_OPEN, server.on_open, None),
+        (types.TEXT_DOCUMENT_DID_CHANGE, server.on_change, None),
+        (types.TEXT_DOCUMENT_DID_CLOSE, server.on_close, None),
+        (types.NOTEBOOK_DOCUMENT_DID_OPEN, server.on_open_notebook, None),
+        # Without options, pygls does not advertise it.
+        (
+            types.TEXT_DOCUMENT_INLINE_COMPLETION,
+            server.on_inline_completion,
+            types.InlineCompletionOptions(),
+        ),
+    ):
+        made.feature(method, options)(handler)
+    commands.register(made)
+    return made
+
+
+def run_stdio(make_engine: EngineFactory = local_engine) -> int:
+    """Serve one client on stdin and stdout until it says `exit`; the process's exit code."""
+    _log_to_stderr()
+    # Only the protocol may write to the client: whatever else prints, here or in a child
+    # process, reaches stderr.
+    protocol_fd = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    made = create_server(make_engine)
+    made.start_io(sys.stdin.buffer, os.fdopen(protocol_fd, "wb"))
+    return made.protocol.exit_code
+
+
+def run_tcp(host: str, port: int, make_engine: EngineFactory = local_engine) -> int:
+    """Serve one client over TCP, to debug with; the process's exit code."""
+    _log_to_stderr()
+    made = create_server(make_engine)
+    try:
+        made.start_tcp(host, port)
+    except SystemExit:
+        logger.info("the client said exit")
+    return made.protocol.exit_code
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -1,0 +1,180 @@
+"""Filling on demand, without an editor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fake_server import FakeCompleter, FakeEngine
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lsp_server.fill import Edit, Filled, Filler
+from lsp_server.session import Snapshot
+from lsp_server.settings import parse_settings
+from lsp_server.syntax import SyntaxChecker
+from model.api import Candidate, InfillRequest, InfillResult, InvalidRequestError
+
+
+class Numbering(FakeCompleter):
+    """Fills hole after hole with 1, 2, 3, … and refuses more than `most` at once."""
+
+    def __init__(self, most: int = 100) -> None:
+        super().__init__()
+        self._most = most
+        self._next = 1
+
+    async def complete(self, request: InfillRequest, *, on_frame: object = None) -> InfillResult:
+        num_holes = len(request.between) + 1
+        self.requests.append(request)
+        if num_holes > self._most:
+            raise InvalidRequestError("too many holes")
+        texts = tuple(str(self._next + i) for i in range(num_holes))
+        self._next += num_holes
+        candidates = (Candidate(texts=texts, confidence=0.5),)
+        return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
+
+
+def filler(completer: FakeCompleter, **raw: Any) -> Filler:
+    settings, problems = parse_settings(raw)
+    assert problems == ()
+    return Filler(FakeEngine(completer), settings, SyntaxChecker())
+
+
+def snapshot(text: str, offset: int = 0, *, path: str = "/src/a.py") -> Snapshot:
+    return Snapshot(document="d", path=path, language="python", text=text, offset=offset)
+
+
+def applied(text: str, filled: Filled) -> str:
+    (filling, *_) = filled.fillings
+    for edit in reversed(filling.edits):
+        text = text[: edit.start] + edit.text + text[edit.end :]
+    return text
+
+
+async def fill_holes(
+    text: str, completer: FakeCompleter, report: Callable[[int, int], None] = lambda a, b: None
+) -> Filled:
+    return await filler(completer).holes(snapshot(text), report)
+
+
+HOLES = "a = <FILL>\nb = <FILL>\nc = <FILL>\n"
+
+
+async def test_all_holes_of_a_canvas_are_one_request():
+    completer = Numbering()
+    filled = await fill_holes(HOLES, completer)
+    assert applied(HOLES, filled) == "a = 1\nb = 2\nc = 3\n"
+    (request,) = completer.requests
+    assert (request.prefix, request.between, request.suffix) == (
+        "a = ",
+        ("\nb = ", "\nc = "),
+        "\n",
+    )
+
+
+async def test_a_group_that_the_engine_refuses_is_halved():
+    completer = Numbering(most=1)
+    assert applied(HOLES, await fill_holes(HOLES, completer)) == "a = 1\nb = 2\nc = 3\n"
+
+
+async def test_later_groups_see_what_the_earlier_ones_wrote():
+    completer = Numbering(most=1)
+    await fill_holes(HOLES, completer)
+    assert completer.requests[-1].prefix == "a = 1\nb = 2\nc = "
+    assert completer.requests[-1].suffix == "\n"
+
+
+async def test_the_line_below_a_todo_is_written_and_the_comment_stays():
+    text = "def f():\r\n    # TODO: one\r\n    return 2\r\n"
+    completer = FakeCompleter("x = 1\n    y = 2")
+    filled = await fill_holes(text, completer)
+    assert applied(text, filled) == (
+        "def f():\r\n    # TODO: one\r\n    x = 1\r\n    y = 2\r\n    return 2\r\n"
+    )
+    assert completer.requests[0].prefix == "def f():\n    # TODO: one\n    "
+
+
+async def test_what_would_break_the_syntax_leaves_its_marker():
+    text = "a = <FILL>\nb = <FILL>\n"
+
+    class Half(FakeCompleter):
+        async def complete(self, request: InfillRequest, *, on_frame: Any = None) -> InfillResult:
+            made = (Candidate(texts=("1", "(("), confidence=0.9),)
+            return InfillResult(candidates=made, forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
+
+    assert applied(text, await fill_holes(text, Half())) == "a = 1\nb = <FILL>\n"
+
+
+async def test_progress_counts_the_holes():
+    reports: list[tuple[int, int]] = []
+    await fill_holes(HOLES, Numbering(most=1), lambda done, total: reports.append((done, total)))
+    assert reports[0] == (0, 3)
+    assert reports[-1] == (3, 3)
+    assert reports == sorted(reports)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "message"),
+    [
+        ("x = 1\n", "/a.py", "no hole"),
+        ("<FILL>", "/.env", "excluded"),
+        ("<FILL>\0", "/a.py", "binary"),
+    ],
+)
+async def test_a_reason_is_given_where_nothing_is_filled(text, path, message):
+    filled = await filler(Numbering()).holes(snapshot(text, path=path), lambda a, b: None)
+    assert filled.fillings == ()
+    assert filled.reason is not None
+    assert message in filled.reason.message
+
+
+async def test_an_engine_that_fails_is_a_reason():
+    filled = await fill_holes(HOLES, FakeCompleter(fault=RuntimeError("surprise")))
+    assert filled.reason is not None
+    assert "internal error" in filled.reason.message
+
+
+async def test_a_selection_is_replaced_but_for_the_space_at_its_edges():
+    text = "def f():\n    old(1)\n    g()\n"
+    start, end = text.index("    old"), text.index("    g")
+    completer = FakeCompleter("new(2)")
+    filled = await filler(completer).span(snapshot(text, start), end)
+    assert filled.fillings[0].edits == (Edit(start=start + 4, end=end - 1, text="new(2)"),)
+    assert completer.requests[0].prefix == "def f():\n    "
+
+
+async def test_filling_here_offers_several_ways_and_several_lines():
+    text = "def f(a):\n    \n"
+    completer = FakeCompleter("b = a\n    return b", "return a")
+    filled = await filler(completer).span(snapshot(text, 14), 14)
+    assert [filling.edits[0].text for filling in filled.fillings] == [
+        "b = a\n    return b",
+        "return a",
+    ]
+    assert completer.requests[0].candidates == 3
+
+
+async def test_a_cancelled_fill_is_cancelled_in_the_engine():
+    completer = FakeCompleter("1", delay_s=60)
+    task = asyncio.create_task(fill_holes(HOLES, completer))
+    while not completer.requests:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert completer.cancelled == 1
+
+
+@given(st.text("<FIL>.: #TODa\n\r\t 😀", max_size=60))
+def test_filling_changes_nothing_but_the_holes(text: str):
+    filled = asyncio.run(fill_holes(text, Numbering(most=2)))
+    if filled.fillings:
+        end = 0
+        for edit in filled.fillings[0].edits:
+            assert end <= edit.start <= edit.end <= len(text)
+            assert text[edit.start : edit.end] in ("<FILL>", "...", "")
+            assert edit.text.strip().isdigit()
+            end = edit.end

@@ -1,0 +1,143 @@
+"""What breaks the syntax is masked and denoised again; the rest stays."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lsp_server.completion import Completion, complete_context
+from lsp_server.context import InfillContext
+from lsp_server.settings import parse_settings
+from lsp_server.syntax import SyntaxChecker, SyntaxPlace
+from model.api import Candidate, InfillRequest, InfillResult, InvalidRequestError
+
+Script = Callable[[InfillRequest], list[tuple[str, ...]]]
+
+
+class Scripted:
+    """Answers each request as a function of it says."""
+
+    def __init__(self, script: Script, *, delay_s: float = 0.0) -> None:
+        self._script = script
+        self._delay_s = delay_s
+        self.requests: list[InfillRequest] = []
+
+    async def complete(self, request: InfillRequest, *, on_frame: Any = None) -> InfillResult:
+        self.requests.append(request)
+        await asyncio.sleep(self._delay_s)
+        candidates = tuple(
+            Candidate(texts=texts, confidence=0.5) for texts in self._script(request)
+        )
+        return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=0, ms=1.0)
+
+    async def close(self) -> None: ...
+
+
+async def completed(
+    completer: Scripted, prefix: str, suffix: str = "\n", *, explicit: bool = True, **raw: Any
+) -> Completion:
+    settings, problems = parse_settings(raw)
+    assert problems == ()
+    context = InfillContext(prefix=prefix, suffix=suffix, language="python")
+    place = SyntaxPlace(SyntaxChecker(), context)
+    return await complete_context(completer, context, place, settings, explicit=explicit)
+
+
+async def test_only_what_the_parser_stumbles_over_is_denoised_again():
+    completer = Scripted(
+        lambda r: [(r.typed + "+ 1", ", d", "unused")] if r.typed else [("f(a + ) + g(b c)",)]
+    )
+    completion = await completed(completer, "x = ")
+    asked, repair = completer.requests[:2]
+    assert (repair.prefix, repair.suffix) == (asked.prefix, asked.suffix)
+    assert (repair.typed, repair.between) == ("f(a ", (" ) + g(b ", ")"))
+    assert [s.text for s in completion.suggestions] == ["f(a + 1 ) + g(b , d)"]
+    assert completion.suggestions[0].new_syntax_errors == 0
+    assert completion.syntax is not None
+    assert (completion.syntax.broken, completion.syntax.repaired) == (1, 1)
+
+
+async def test_a_bracket_that_is_missing_is_asked_for_at_the_end():
+    completer = Scripted(lambda r: [(f"{r.typed})",)] if r.typed else [("foo.bar(a",)])
+    completion = await completed(completer, "x = ", "\ny = 2\n")
+    assert [s.text for s in completion.suggestions] == ["foo.bar(a)"]
+    assert completer.requests[1].typed == "foo.bar(a"
+
+
+async def test_the_first_line_that_is_wrong_whatever_follows_is_written_again():
+    text = "if a\n        return 1\n    return 2"
+    completer = Scripted(lambda r: [("if a:", "")] if r.between else [(text,)])
+    completion = await completed(completer, "def f(a):\n    ", "\n")
+    assert completer.requests[1].between == ("\n        return 1\n    return 2",)
+    assert completion.suggestions[0].text == "if a:\n        return 1\n    return 2"
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+async def test_it_is_tried_as_often_as_the_setting_says(rounds):
+    completer = Scripted(lambda r: [(f"{r.typed}(((", *[""] * len(r.between))])
+    completion = await completed(completer, "x = ", maxRepairRounds=rounds)
+    assert len(completer.requests) == 1 + rounds
+    assert completion.suggestions == ()
+    assert completion.reason is not None
+    assert completion.reason.message == "no candidate without new syntax errors"
+    assert completion.syntax is not None
+    assert (completion.syntax.broken, completion.syntax.repaired) == (1, 0)
+
+
+async def test_without_the_check_nothing_is_repaired():
+    completer = Scripted(lambda r: [("(((",)])
+    completion = await completed(completer, "x = ", syntaxCheck="off")
+    assert len(completer.requests) == 1
+    assert completion.suggestions[0].text == "((("
+
+
+def spare_comma(request: InfillRequest) -> list[tuple[str, ...]]:
+    """`f(a b)`, and for its repair a comma."""
+    return [(f"{request.typed}, c", "")] if request.between else [(f"{request.typed}f(a b)",)]
+
+
+async def test_a_repair_the_model_is_not_sure_of_is_not_shown_unasked():
+    sure = await completed(Scripted(spare_comma), "x = ", explicit=False, minConfidence=0.2)
+    unsure = await completed(Scripted(spare_comma), "x = ", explicit=False, minConfidence=0.4)
+    assert [s.text for s in sure.suggestions] == ["f(a , c)"]
+    assert sure.suggestions[0].confidence == 0.25
+    assert unsure.suggestions == ()
+
+
+async def test_an_engine_that_refuses_leaves_the_text_as_it_was():
+    def script(request: InfillRequest) -> list[tuple[str, ...]]:
+        if request.typed:
+            raise InvalidRequestError("too long")
+        return [("a b",)]
+
+    completion = await completed(Scripted(script), "x = ", syntaxCheck="warn")
+    assert [s.text for s in completion.suggestions] == ["a b"]
+
+
+async def test_no_repair_begins_after_the_deadline():
+    completer = Scripted(lambda r: [("a b",)], delay_s=0.1)
+    started = time.monotonic()
+    await completed(completer, "x = ", deadlineMs={"manual": 50})
+    assert len(completer.requests) == 1
+    assert time.monotonic() - started < 5
+
+
+async def test_what_was_typed_already_is_not_repeated_by_a_repair():
+    completer = Scripted(spare_comma)
+    settings, _ = parse_settings({})
+    context = InfillContext(prefix="x = ", suffix="\n", language="python")
+    typed = InfillContext(prefix="x = vi", suffix="\n", language="python")
+    completion = await complete_context(
+        completer,
+        context,
+        SyntaxPlace(SyntaxChecker(), typed),
+        settings,
+        explicit=True,
+        typed="vi",
+    )
+    assert [s.text for s in completion.suggestions] == ["f(a , c)"]
+    assert completer.requests[1].typed == "vif(a "

@@ -1,0 +1,263 @@
+"""What a session remembers, waits for, replaces and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from fake_server import FakeCompleter, FakeEngine
+
+from lsp_server.completion import SUPERSEDED, Completion
+from lsp_server.session import CompletionSession, Snapshot
+from lsp_server.settings import Settings, parse_settings
+from lsp_server.syntax import SyntaxChecker
+from model.api import EngineOverloadedError, EngineUnavailableError, SupersededError
+
+
+def settings(**raw: Any) -> Settings:
+    parsed, problems = parse_settings({"debounceMs": 0, **raw})
+    assert problems == ()
+    return parsed
+
+
+def texts(completion: Completion) -> list[str]:
+    return [suggestion.text for suggestion in completion.suggestions]
+
+
+def snapshot(marked: str, *, language: str = "python", path: str = "/src/a.py") -> Snapshot:
+    """A document with `|` for the cursor."""
+    before, _, after = marked.partition("|")
+    return Snapshot(
+        document=f"file://{path}",
+        path=path,
+        language=language,
+        text=before + after,
+        offset=len(before),
+    )
+
+
+class Window:
+    """A session on a fake engine."""
+
+    def __init__(
+        self,
+        *made: str,
+        delay_s: float = 0.0,
+        loading_s: float = 0.0,
+        failure: str = "",
+        fault: Exception | None = None,
+        **raw: Any,
+    ) -> None:
+        self.completer = FakeCompleter(*made, delay_s=delay_s, fault=fault)
+        engine = FakeEngine(self.completer, loading_s=loading_s, failure=failure)
+        self.session = CompletionSession(engine, settings(**raw), SyntaxChecker())
+
+    async def complete(self, marked: str, *, explicit: bool = False, **where: str) -> Completion:
+        return await asyncio.wait_for(
+            self.session.complete(snapshot(marked, **where), explicit=explicit), 10
+        )
+
+
+async def test_a_suggestion_stays_while_the_user_types_into_it():
+    window = Window("max(a,\n    b)")
+    assert texts(await window.complete("x = |\r\ny = 2")) == ["max(a,\r\n    b)"]
+    assert texts(await window.complete("x = max(a,|\r\ny = 2")) == ["\r\n    b)"]
+    assert texts(await window.complete("x = max(a,\r\n  |\r\ny = 2")) == ["  b)"]
+    assert len(window.completer.requests) == 1
+
+
+async def test_going_back_finds_the_earlier_suggestion_again():
+    window = Window("max(a, b)")
+    await window.complete("x = |\n")
+    await window.complete("x = 1|\n")
+    assert texts(await window.complete("x = |\n")) == ["max(a, b)"]
+    assert len(window.completer.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["x = mix|\n", "x = max(a, b)|\n", "x = ma|\nz", "w = ma|\n", "x =|\n"],
+    ids=["typed something else", "accepted it", "edited below", "edited above", "erased"],
+)
+async def test_anything_but_typing_into_it_asks_the_engine_again(then):
+    window = Window("max(a, b)")
+    await window.complete("x = |\n")
+    await window.complete(then)
+    assert len(window.completer.requests) == 2
+
+
+async def test_a_bracket_that_the_editor_closes_does_not_end_a_suggestion():
+    window = Window("print(x)")
+    assert texts(await window.complete("|\n")) == ["print(x)"]
+    assert texts(await window.complete("print(|)\n")) == ["x"]
+    assert len(window.completer.requests) == 1
+
+
+async def test_what_is_typed_instead_is_clamped_and_the_rest_asked_for_anew():
+    window = Window("max(a, b)")
+    await window.complete("x = |\n")
+    window.completer.texts = ("min(a, b)",)
+    assert texts(await window.complete("x = mi|\n")) == ["n(a, b)"]
+    request = window.completer.requests[-1]
+    assert (request.prefix, request.typed, request.suffix) == ("x = ", "mi", "\n")
+
+
+async def test_what_is_typed_is_counted_from_the_last_answer():
+    window = Window("max(a, b)")
+    await window.complete("x = |\n")
+    window.completer.texts = ("min(a, b)",)
+    await window.complete("x = mi|\n")
+    window.completer.texts = ("d(a)",)
+    assert texts(await window.complete("x = mid|\n")) == ["(a)"]
+    request = window.completer.requests[-1]
+    assert (request.prefix, request.typed) == ("x = mi", "d")
+
+
+async def test_a_long_text_typed_instead_is_context_like_any_other():
+    window = Window("max(a, b)")
+    await window.complete("x = |\n")
+    window.completer.texts = ("",)
+    await window.complete(f"x = {'y' * 60}|\n")
+    assert window.completer.requests[-1].typed == ""
+
+
+async def test_an_edit_below_is_a_new_place():
+    window = Window("max(a, b)")
+    await window.complete("x = |\n")
+    await window.complete("x = mi|\nz")
+    assert window.completer.requests[-1].typed == ""
+
+
+async def test_a_person_who_asks_gets_more_than_the_automatic_answer_held():
+    window = Window("1", "2")
+    await window.complete("x = |\n")
+    assert texts(await window.complete("x = |\n", explicit=True)) == ["1", "2"]
+    assert len(window.completer.requests) == 2
+    await window.complete("x = |\n")
+    assert len(window.completer.requests) == 2
+
+
+async def test_a_forgotten_document_is_asked_about_again():
+    window = Window("1")
+    await window.complete("x = |\n")
+    window.session.forget("file:///src/a.py")
+    await window.complete("x = |\n")
+    assert len(window.completer.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "where", "message"),
+    [
+        ({"enabled": False}, {}, "disabled"),
+        ({"languages": {"go": False}}, {"language": "go"}, "disabled for go"),
+        ({}, {"path": "/src/.env"}, "excluded file"),
+        ({"trigger": "manual"}, {}, "trigger is manual"),
+        ({"maxFileKB": 1}, {}, "maxFileKB"),
+    ],
+)
+async def test_a_refusal_says_why_and_asks_no_engine(raw, where, message):
+    window = Window("1", **raw)
+    completion = await window.complete("x = |\n" + "#" * 2000, **where)
+    assert completion.suggestions == ()
+    assert completion.reason is not None
+    assert completion.reason.kind == "inactive"
+    assert message in completion.reason.message
+    assert window.completer.requests == []
+
+
+async def test_a_manual_trigger_still_answers_a_person():
+    window = Window("1", trigger="manual")
+    assert texts(await window.complete("x = |\n", explicit=True)) == ["1"]
+
+
+async def test_a_language_without_grammar_completes_unchecked():
+    window = Window("(((")
+    (suggestion,) = (await window.complete("x = |\n", language="klingon")).suggestions
+    assert suggestion.new_syntax_errors is None
+
+
+async def test_a_candidate_that_breaks_the_document_is_dropped():
+    completion = await Window("(((").complete("x = |\n")
+    assert completion.reason is not None
+    assert completion.reason.message == "no candidate without new syntax errors"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (EngineOverloadedError("the engine is busy"), "warning", "the engine is busy"),
+        (EngineUnavailableError("the engine has crashed"), "warning", "the engine has crashed"),
+        (RuntimeError("surprise"), "error", "internal error"),
+    ],
+)
+async def test_an_error_becomes_a_reason(fault, kind, message):
+    completion = await Window(fault=fault).complete("x = |\n")
+    assert completion.suggestions == ()
+    assert completion.reason is not None
+    assert completion.reason.kind == kind
+    assert message in completion.reason.message
+
+
+async def test_an_engine_that_supersedes_is_not_worth_a_reason_of_its_own():
+    completion = await Window(fault=SupersededError("newer")).complete("x = |\n")
+    assert completion.reason == SUPERSEDED
+
+
+async def test_while_the_model_loads_the_deadline_passes_with_a_reason():
+    window = Window("1", loading_s=30, deadlineMs={"auto": 30})
+    completion = await window.complete("x = |\n")
+    assert completion.reason is not None
+    assert completion.reason.message == "engine is loading the model"
+
+
+async def test_waiting_for_the_model_counts_against_the_requests_deadline():
+    window = Window("1", loading_s=0.2, deadlineMs={"auto": 5000})
+    await window.complete("x = |\n")
+    deadline_ms = window.completer.requests[0].deadline_ms
+    assert deadline_ms is not None
+    assert 0 < deadline_ms <= 4800
+
+
+async def test_cancelling_propagates_to_the_engine():
+    window = Window("1", delay_s=60, deadlineMs={"auto": 60_000})
+    asked = asyncio.create_task(window.complete("x = |\n"))
+    await _until(lambda: bool(window.completer.requests))
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await _until(lambda: window.completer.cancelled == 1)
+
+
+async def test_a_newer_request_of_the_document_ends_the_older_in_the_engine_too():
+    window = Window("1", delay_s=0.2)
+    older = asyncio.create_task(window.complete("x = |\n"))
+    await _until(lambda: bool(window.completer.requests))
+    elsewhere = asyncio.create_task(window.complete("x = |\n", path="/src/b.py"))
+    assert texts(await window.complete("xy = |\n")) == ["1"]
+    assert (await older).reason == SUPERSEDED
+    assert texts(await elsewhere) == ["1"]
+    assert window.completer.cancelled == 1
+
+
+async def test_typing_on_within_the_debounce_spares_the_engine():
+    window = Window("1", debounceMs=300)
+    older = asyncio.create_task(window.complete("x = |\n"))
+    await asyncio.sleep(0)
+    newer = await window.complete("xy = |\n")
+    assert (await older).reason == SUPERSEDED
+    assert texts(newer) == ["1"]
+    assert len(window.completer.requests) == 1
+
+
+async def test_a_person_who_asks_waits_for_no_debounce():
+    window = Window("1", debounceMs=60_000)
+    assert texts(await window.complete("x = |\n", explicit=True)) == ["1"]
+
+
+async def _until(condition: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)

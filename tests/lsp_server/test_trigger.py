@@ -1,0 +1,53 @@
+"""When a completion is made at all, and how long it waits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lsp_server.settings import Settings, parse_settings
+from lsp_server.trigger import AdaptiveDebounce, is_excluded, is_snippet, refusal
+
+
+def test_the_adaptive_debounce_follows_the_latency_within_its_bounds():
+    debounce = AdaptiveDebounce()
+    assert debounce.delay_ms == 40
+    for latency_ms, low, high in ((5000, 150, 150), (10, 40, 40), (200, 90, 100)):
+        for _ in range(40):
+            debounce.observe(latency_ms)
+        assert low <= debounce.delay_ms <= high + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("print($1)", True), ("for ${1:x} in", True), ("f($0)", True), ("print", False)],
+)
+def test_what_has_places_to_tab_through_is_a_snippet(text, expected):
+    assert is_snippet(text) == expected
+
+
+def test_a_price_and_a_shell_variable_are_no_snippets():
+    assert not is_snippet("$HOME")
+    assert not is_snippet("${name}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_to_an_excluded_file_is_excluded(tmp_path: Path):
+    (tmp_path / ".env").write_text("KEY=1")
+    link = tmp_path / "notes.txt"
+    link.symlink_to(tmp_path / ".env")
+    assert is_excluded(str(link), Settings())
+    assert not is_excluded(str(tmp_path / "other.txt"), Settings())
+
+
+def test_a_name_that_no_file_can_have_is_judged_as_it_is():
+    assert not is_excluded("untitled\0", Settings())
+    assert is_excluded("a\0/.env", Settings())
+
+
+def test_who_asks_gets_an_answer_where_the_trigger_is_manual():
+    settings, _ = parse_settings({"trigger": "manual"})
+    assert refusal("/a.py", "python", settings, explicit=True) is None
+    assert refusal("/a.py", "python", settings, explicit=False) is not None
