@@ -49,6 +49,8 @@ class Reason:
     message: str
 
 
+LENGTHS = (1, 2, 3, 5, 8, 12)
+"""Lengths in tokens that a fill on demand tries beside the one that the model gives it."""
 SUPERSEDED = Reason(kind="normal", message="a newer request took this one's place")
 """Not worth showing: the newer request brings its own reason."""
 
@@ -147,6 +149,7 @@ def infill_request(
 
     Raises `InvalidRequestError` when a setting is out of the engine's range.
     """
+    lone = not context.between
     return InfillRequest(
         prefix=context.prefix,
         suffix=context.suffix,
@@ -159,6 +162,10 @@ def infill_request(
         priority="manual" if explicit else "auto",
         max_new_tokens=settings.max_new_tokens,
         candidates=settings.candidates.manual if explicit else settings.candidates.auto,
+        # A person who asked waits a moment longer for the better text.
+        lengths=tuple(n for n in LENGTHS if n <= settings.max_new_tokens)
+        if explicit and lone
+        else (),
         steps=settings.steps,
         deadline_ms=settings.deadline_ms.manual if explicit else settings.deadline_ms.auto,
     )
@@ -247,9 +254,15 @@ def _ranked(drafts: list[Draft], eol: str, settings: Settings) -> Completion:
             return Completion(reason=reason, syntax=syntax)
     distinct = {draft.texts: draft for draft in reversed(drafts)}  # two may be repaired alike
     drafts = [draft for draft in drafts if distinct[draft.texts] is draft]
-    # The sort is stable: among equals, the engine's order (greedy first) stays.
-    drafts.sort(key=lambda draft: (bool(draft.new_syntax_errors), -draft.confidence))
+    # The sort is stable: among equals, the engine's order stays.
+    drafts.sort(key=lambda draft: (bool(draft.new_syntax_errors), -_worth(draft)))
     return Completion(suggestions=tuple(_suggestion(draft, eol) for draft in drafts), syntax=syntax)
+
+
+def _worth(draft: Draft) -> float:
+    """How a draft compares with the others of its answer, which have all a score or all none."""
+    score = draft.candidate.score
+    return draft.confidence if score is None else score
 
 
 def _suggestion(draft: Draft, eol: str) -> Suggestion:

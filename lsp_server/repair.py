@@ -111,6 +111,7 @@ class Repair:
             typed=self.request.typed + head,
             between=(*kept, tail) if tail else tuple(kept),
             candidates=_ATTEMPTS,
+            lengths=(),
             max_new_tokens=max(_MIN_HOLE_TOKENS, longest // 2),
             deadline_ms=deadline_ms,
         )

@@ -19,6 +19,9 @@ Policy = Literal["threshold", "entropy", "factor", "left-to-right", "autoregress
 as many as their number allows, or the leftmost alone. `autoregressive` has no canvas: the same
 weights write token after token behind the prefix, and the suffix is not seen."""
 
+MAX_LENGTHS = 32
+"""Lengths that one request may try."""
+
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 """Directory of the checkpoint that comes with Mezzotint."""
 
@@ -97,6 +100,11 @@ class InfillRequest:
     length_of: str | None = None
     """The hole takes exactly as many tokens as this text. An oracle, for measuring what it costs
     that the length of a hole is unknown; `typed` and `between` must be empty."""
+    lengths: tuple[int, ...] = ()
+    """Further candidates, greedy as the first, that take just so many tokens each. Where a span
+    ends is what a small model knows least about it; of fills of several lengths `score` finds the
+    right one far oftener than the model ends it there (docs/experiments.md). A single hole only.
+    Such a candidate's `confidence` takes its length for granted."""
     temperature: float = 0.6
     """Sampling temperature of the candidates after the first, which is greedy."""
     top_p: float = 1.0
@@ -132,7 +140,20 @@ class InfillRequest:
                 "length_of must be a text of at least one character, for a single hole without "
                 "`typed`"
             )
+        self._check_lengths()
         self._check_policy()
+
+    def _check_lengths(self) -> None:
+        """Raise `InvalidRequestError` for lengths that cannot be tried."""
+        if self.lengths and (self.between or self.length_of is not None):
+            raise InvalidRequestError("lengths takes a single hole whose length is unknown")
+        if len(self.lengths) > MAX_LENGTHS or not all(
+            1 <= length <= self.max_new_tokens for length in self.lengths
+        ):
+            raise InvalidRequestError(
+                f"lengths is {self.lengths}; at most {MAX_LENGTHS} numbers of tokens, each in "
+                f"1..max_new_tokens ({self.max_new_tokens})"
+            )
 
     def _check_policy(self) -> None:
         """Raise `InvalidRequestError` for parameters that do not go together."""
@@ -173,7 +194,7 @@ class Candidate:
     """Probability that each token, and each hole's end, was committed with."""
     score: float | None = None
     """How well it leads on to what follows: the causal log-probability (nats) of the candidate's
-    tokens and of the first 16 after them. None where there was no other candidate to compare it
+    tokens and of the first 8 after them. None where there was no other candidate to compare it
     with, or no time."""
     token_ends: tuple[int, ...] = ()
     """Where in `text` the token of each of the first `probabilities` ends, in characters: as many

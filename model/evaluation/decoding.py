@@ -37,6 +37,8 @@ class Decoding:
     factor: float = _DEFAULTS.factor
     oracle_length: bool = False
     """Tell the model how many tokens the true text has."""
+    lengths: tuple[int, ...] = ()
+    """Lengths to try beside the model's own; the candidate of the best score is taken."""
     priority: Literal["auto", "manual"] = "auto"
     max_new_tokens: int = 256
 
@@ -54,7 +56,13 @@ class Decoding:
             "factor": f" {self.factor:g}",
             "fixed": f" {self.steps}",
         }.get(self.policy, "")
-        return f"{self.policy}{parameter}{', oracle length' if self.oracle_length else ''}"
+        return f"{self.policy}{parameter}{self._length_label}"
+
+    @property
+    def _length_label(self) -> str:
+        if self.oracle_length:
+            return ", oracle length"
+        return f", best of {1 + len(self.lengths)} lengths" if self.lengths else ""
 
     def request(
         self,
@@ -81,6 +89,7 @@ class Decoding:
             entropy_bound=self.entropy_bound,
             factor=self.factor,
             length_of=middle if self.oracle_length and middle else None,
+            lengths=self.lengths,
             priority=self.priority,
         )
 
@@ -174,6 +183,10 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
         "--oracle-length", action="store_true", help="tell the model the true number of tokens"
     )
     group.add_argument(
+        "--lengths", type=int, nargs="+", default=[], metavar="N",
+        help="also try fills of N tokens each, and take the one of the best score",
+    )  # fmt: skip
+    group.add_argument(
         "--max-new-tokens", type=int, default=defaults.max_new_tokens, metavar="N",
         help="the longest fill (%(default)s)",
     )  # fmt: skip
@@ -246,6 +259,7 @@ def with_lengths(decoding: Decoding, args: argparse.Namespace) -> Decoding:
     return replace(
         decoding,
         oracle_length=args.oracle_length,
+        lengths=tuple(args.lengths),
         priority=args.priority,
         max_new_tokens=args.max_new_tokens,
     )

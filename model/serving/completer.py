@@ -153,7 +153,9 @@ class EngineCompleter:
 
 
 def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:
-    """One a candidate; the first is greedy."""
+    """One a candidate: a greedy one, the drawn ones, and greedy ones of given lengths."""
+    count = request.candidates
+    wanted = [(index, length) for index in range(count)] + [(0, n) for n in request.lengths]
     return tuple(
         SamplingParams(
             steps=request.steps,
@@ -165,9 +167,9 @@ def _sampling_params(request: InfillRequest, length: int | None) -> tuple[Sampli
             temperature=request.temperature if index else 0.0,
             top_p=request.top_p,
             seed=request.seed + index,
-            length=length,
+            length=tokens,
         )
-        for index in range(request.candidates)
+        for index, tokens in wanted
     )
 
 

@@ -84,3 +84,18 @@ def test_connect_refuses_an_address_that_is_no_socket() -> None:
 def test_importing_the_interface_imports_no_torch() -> None:
     program = "import sys, model.api; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lengths": (0,)},
+        {"lengths": (65,)},
+        {"lengths": (1,) * 33},
+        {"lengths": (1,), "between": ("x",)},
+        {"lengths": (1,), "length_of": "x"},
+    ],
+)
+def test_lengths_that_cannot_be_tried_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequestError, match="lengths"):
+        InfillRequest(prefix="", **fields)  # pyright: ignore[reportArgumentType]

@@ -172,6 +172,14 @@ class TestComplete:
         assert result.tokens == len(tokenizer.encode(text))
         assert result.candidates[0].finished
 
+    async def test_lengths_add_a_candidate_of_just_so_many_tokens_each(
+        self, completer: EngineCompleter
+    ) -> None:
+        request = InfillRequest(prefix="def f(", max_new_tokens=9, lengths=(2, 5))
+        result = await completer.complete(request)
+        assert {2, 5} <= {len(c.probabilities) for c in result.candidates if c.finished}
+        assert all(candidate.score is not None for candidate in result.candidates)
+
     async def test_left_to_right_takes_a_forward_a_token(
         self, completer: EngineCompleter, tokenizer: CodeTokenizer
     ) -> None:
