@@ -8,6 +8,9 @@ the device, and programs behind the last of them leave at once.
 The function is `reference.head`; logits are float32 sums, never rounded to the weights' dtype.
 """
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# Triton's functions run on the device: their Python signatures say little of what they take.
+
 from __future__ import annotations
 
 import torch

@@ -10,6 +10,9 @@ name, and a program behind its stream's end leaves at once, so a captured graph 
 The function is `reference.paged_attention`; partial sums are float32 whatever the dtype.
 """
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+# Triton's functions run on the device: their Python signatures say little of what they take.
+
 from __future__ import annotations
 
 import torch

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import KeyValue, canvas_attention
+from model.attention import KeyValue, canvas_attention, rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +123,53 @@ def head(
         confidence.masked_fill(~wanted_M, 0.0),
         entropy.masked_fill(~wanted_M, 0.0),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Rotations:
+    """cos and sin (B, N, D/2), float32, at each slot's place in the prefix stream (`left`) and in
+    the suffix stream (`right`). The same in every layer."""
+
+    left: tuple[Tensor, Tensor]
+    right: tuple[Tensor, Tensor]
+
+
+def split_rotate(
+    qkv_BNF: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    rotations: Rotations,
+    num_heads: int,
+    num_groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's joint projection of N slots as attention reads it.
+
+    `qkv` holds for each slot the heads' queries, then keys, then values. Gives the queries
+    (2, B, H, N, D), rotated left [0] and right [1], and the canvas's keys (rotated left) and
+    values, (B, G, N, D). `norms` are the weights of the RMSNorm of queries and of keys, if any.
+    """
+    heads = qkv_BNF.unflatten(-1, (num_heads + 2 * num_groups, -1)).transpose(1, 2)
+    q, k, v = heads.split((num_heads, num_groups, num_groups), dim=1)
+    if norms is not None:
+        q, k = (F.rms_norm(x, x.shape[-1:], w, eps) for x, w in zip((q, k), norms, strict=True))
+    left, right = (_both_halves(tables, q.dtype) for tables in (rotations.left, rotations.right))
+    return torch.stack((rotate(q, *left), rotate(q, *right))), rotate(k, *left), v.contiguous()
+
+
+def _both_halves(tables: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = (torch.cat((table, table), dim=-1).unsqueeze(1).to(dtype) for table in tables)
+    return cos, sin
+
+
+def add_norm(
+    x_BNE: Tensor, delta_BNE: Tensor, weight_E: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + delta, and the RMSNorm of that."""
+    total = x_BNE + delta_BNE
+    return total, F.rms_norm(total, total.shape[-1:], weight_E, eps)
+
+
+def swiglu(gate_up_BNF: Tensor) -> Tensor:
+    """SiLU of the first half of each row, times the second half."""
+    gate, up = gate_up_BNF.chunk(2, dim=-1)
+    return F.silu(gate) * up
