@@ -26,14 +26,19 @@ from model.tokenizer import CodeTokenizer
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 16
+IDLE_S = 1.0
+"""Seconds without work after which the cache's books are checked."""
 
 
 class Engine:
     """Fills holes with one denoiser. Its methods may be called from any thread."""
 
-    def __init__(self, model: Denoiser, tokenizer: CodeTokenizer) -> None:
+    def __init__(
+        self, model: Denoiser, tokenizer: CodeTokenizer, *, cache_bytes: int | None = None
+    ) -> None:
+        """`cache_bytes` is the context cache's budget (None: by what the device has)."""
         self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
-        self.runner = ModelRunner(model, max_batch=MAX_BATCH)
+        self.runner = ModelRunner(model, cache_bytes=cache_bytes)
         self._forbidden = torch.zeros(
             model.config.vocab_size, dtype=torch.bool, device=self.runner.device
         )
@@ -90,8 +95,22 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._work:
-            self._work.wait_for(lambda: self._closed or self._scheduler.fills)
+            if self._work.wait_for(self._has_work, IDLE_S):
+                return not self._closed
+        self._check_cache()
+        with self._work:
+            self._work.wait_for(self._has_work)
             return not self._closed
+
+    def _has_work(self) -> bool:
+        return self._closed or bool(self._scheduler.fills)
+
+    def _check_cache(self) -> None:
+        try:
+            self.runner.check_integrity()
+        except AssertionError:
+            logger.exception("the context cache is damaged and starts anew; please report this")
+            self.runner.drop_cache()
 
     def step(self) -> None:
         """One denoising step: of every scheduled sequence, one more decision on its canvas."""
@@ -102,7 +121,8 @@ class Engine:
             return
         fills = {id(s.fill): s.fill for s in batch}.values()
         try:
-            self.runner.open_contexts(batch)
+            batch = self.runner.open_contexts(batch)
+            fills = {id(s.fill): s.fill for s in batch}.values()
             logits = self.runner.denoise(batch)
         except Exception as error:  # a broken forward ends its fills, never the engine
             self._fail(fills, error)

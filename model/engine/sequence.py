@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from model.api import AdaptivePolicy
+from model.engine.kv_cache import PageTable
 from model.infill import CanvasLayout
 
 
@@ -50,8 +51,8 @@ class Sequence:
     committed: list[int] = field(default_factory=list)
     """Tokens of the canvases before this one."""
     committed_confidences: list[float] = field(default_factory=list)
-    context_slots: tuple[int, int] | None = None
-    """Cache slots of (prefix, suffix) while the sequence runs."""
+    context: tuple[PageTable, PageTable] | None = None
+    """Where the cache holds (prefix, suffix) while the sequence runs."""
     output: FilledHoles | None = None
     """Set once the sequence is done."""
 

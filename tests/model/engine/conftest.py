@@ -9,7 +9,7 @@ import torch
 
 from model.denoiser import Denoiser
 from model.engine.engine import Engine
-from model.engine.model_runner import ModelRunner
+from model.engine.page_pool import page_bytes
 from model.tokenizer import CodeTokenizer
 
 MAX_CONTEXT = 64
@@ -33,15 +33,14 @@ def model(tokenizer: CodeTokenizer, make_denoiser: Callable[..., Denoiser]) -> D
 
 @pytest.fixture
 def make_engine(model: Denoiser, tokenizer: CodeTokenizer) -> Iterator[Callable[..., Engine]]:
-    """`make_engine(num_slots=…)`: an engine, optionally with room for few contexts only."""
+    """`make_engine(num_pages=…)`: an engine, optionally with room for few contexts only."""
     engines: list[Engine] = []
 
-    def make(num_slots: int | None = None) -> Engine:
-        engine = Engine(model, tokenizer)
-        engines.append(engine)
-        if num_slots is not None:
-            engine.runner = ModelRunner(model, max_batch=1, spare_slots=num_slots - 2)
-        return engine
+    def make(num_pages: int | None = None) -> Engine:
+        per_page = page_bytes(model.config, model.embedding.weight.dtype)
+        budget = None if num_pages is None else num_pages * per_page
+        engines.append(Engine(model, tokenizer, cache_bytes=budget))
+        return engines[-1]
 
     yield make
     for engine in engines:

@@ -78,13 +78,12 @@ def answer(future: Future[list[FilledHoles]]) -> list[FilledHoles]:
 
 
 def assert_nothing_left(engine: Engine) -> None:
-    """No fill, no future, no pinned cache slot (asked for while the engine's thread is idle)."""
+    """No fill, no future, no pinned page (asked for while the engine's thread is idle)."""
     assert engine._scheduler.fills == []
     assert engine._futures == {}
     assert engine._replaced == []
     assert engine.runner._open == []
-    assert all(slot.users == 0 for slot in engine.runner.cache._slots)
-    engine.runner.cache.check_integrity()
+    engine.runner.check_integrity()
 
 
 def dictate(engine: Engine, *holes: list[int]) -> None:
@@ -109,12 +108,12 @@ class TestACachedFillEqualsTheUncachedOne:
 
     NUM_EDITS = 70
 
-    @pytest.mark.parametrize("num_slots", [3, 18], ids=["few slots", "many slots"])
+    @pytest.mark.parametrize("num_pages", [9, 100], ids=["few pages", "many pages"])
     def test_after_random_edits(
-        self, make_engine: MakeEngine, make_fill: MakeFill, code: str, num_slots: int
+        self, make_engine: MakeEngine, make_fill: MakeFill, code: str, num_pages: int
     ) -> None:
-        draw = random.Random(num_slots)
-        engine = make_engine(num_slots)
+        draw = random.Random(num_pages)
+        engine = make_engine(num_pages)
         documents = [[code[:90], code[90:200]], [code[300:], code[:40]], ["", ""]]
         document = documents[0]
         cached = uncached = 0
@@ -136,7 +135,7 @@ class TestACachedFillEqualsTheUncachedOne:
                 assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
             cached += found.encoded_tokens
             uncached += fresh.encoded_tokens
-        assert cached < uncached / (2 if num_slots > 3 else 1)  # the cache did take part
+        assert cached < uncached / (2 if num_pages > 9 else 1)  # the cache did take part
         engine.close()
         assert_nothing_left(engine)
 
@@ -768,3 +767,37 @@ def test_fills_from_many_threads_are_all_settled(
     assert outcomes.count("filled") >= 4  # at least each client's last one or its cancellation
     engine.close()
     assert_nothing_left(engine)
+
+
+class TestAnIdleEngineChecksItsCache:
+    def test_once_after_each_time_it_worked(
+        self, make_engine: MakeEngine, make_fill: MakeFill, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("model.engine.engine.IDLE_S", 0.01)
+        engine = make_engine()
+        checks: list[float] = []
+        engine.runner.check_integrity = lambda: checks.append(0.0)  # type: ignore[method-assign]
+        for num_fills in (1, 2):
+            answer(engine.submit(make_fill()))
+            time.sleep(0.3)
+            # The one more is the new engine's own, if it came before its first fill.
+            assert len(checks) in (num_fills, num_fills + 1)
+
+    def test_and_drops_it_when_it_is_damaged(
+        self,
+        make_engine: MakeEngine,
+        make_fill: MakeFill,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("model.engine.engine.IDLE_S", 0.01)
+        engine = make_engine()
+        first, again = make_fill(), make_fill()
+        expected = answer(engine.submit(first))
+        engine.runner.cache._free.pop()
+        time.sleep(0.3)
+        assert "the context cache is damaged" in caplog.text
+        assert [f.holes for f in answer(engine.submit(again))] == [f.holes for f in expected]
+        assert again.encoded_tokens == first.encoded_tokens
+        engine.close()
+        assert_nothing_left(engine)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -7,83 +8,98 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from model.engine.kv_cache import ContextCache, SlotPlan, shared_length
+from model.engine.kv_cache import PAGE_SIZE, PageTable, PageTree, shared_length
 
 PREFIX, SUFFIX = 0, 1
-STREAMS = st.lists(st.integers(0, 2), min_size=1, max_size=8)
+NUM_PAGES = 8
+LONG = list(range(100, 100 + 3 * PAGE_SIZE))
+"""Exactly three pages."""
+
+# Streams that part at all kinds of places: runs of few values, up to three pages and a bit.
+STREAMS = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 20)), min_size=1, max_size=4).map(
+    lambda runs: [token for token, count in runs for _ in range(count)][:56]
+)
 
 
-def hold(cache: ContextCache, tokens: list[int], role: int = PREFIX) -> SlotPlan:
-    """Have the cache hold a stream nobody uses any more."""
-    plan = cache.acquire(role, tokens)
-    cache.release(plan.slot)
-    return plan
+def opened(tree: PageTree, tokens: list[int], role: int = PREFIX) -> tuple[PageTable, int]:
+    """Open a stream as the runner does: its table, and how many tokens had to be encoded."""
+    reservation = tree.reserve(role, tokens)
+    assert reservation is not None
+    return tree.commit(reservation), len(tokens) - reservation.cached.length
+
+
+def encoded(
+    tree: PageTree, tokens: list[int], role: int = PREFIX, held: Iterable[PageTable] = ()
+) -> int:
+    """Tokens that had to be encoded for a stream that is closed again, while others are `held`."""
+    table, count = opened(tree, tokens, role)
+    tree.release(table)
+    tree.check_integrity(held)
+    return count
 
 
 @dataclass
 class Held:
-    """One acquired stream."""
+    """One open stream."""
 
-    slot: int
+    table: PageTable
     role: int
     tokens: list[int]
 
 
-class CacheAndMemory(RuleBasedStateMachine):
-    """Follows the cache's plans in a memory of its own, as the model runner does with tensors."""
+class TreeAndMemory(RuleBasedStateMachine):
+    """Follows the tree's plans in a memory of its own, as the model runner does with tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = ContextCache(4)
-        self.memory: list[list[tuple[int, int]]] = [[] for _ in range(4)]
+        self.tree = PageTree(NUM_PAGES)
+        self.memory: list[list[tuple[int, int] | None]] = [
+            [None] * PAGE_SIZE for _ in range(NUM_PAGES)
+        ]
         self.held: list[Held] = []
 
-    @rule(role=st.sampled_from([PREFIX, SUFFIX]), tokens=STREAMS)
-    def acquire(self, role: int, tokens: list[int]) -> None:
-        pinned = {h.slot for h in self.held}
-        if len(pinned) == 4 and not any(h.role == role and h.tokens == tokens for h in self.held):
-            with pytest.raises(ValueError, match="all 4 slots are in use"):
-                self.cache.acquire(role, tokens)
+    def read(self, table: PageTable) -> list[tuple[int, int] | None]:
+        return [place for page in table.pages for place in self.memory[page]][: table.length]
+
+    @rule(role=st.sampled_from([PREFIX, SUFFIX]), tokens=STREAMS, fails=st.booleans())
+    def open(self, role: int, tokens: list[int], fails: bool) -> None:
+        in_use = {page for held in self.held for page in held.table.pages}
+        reservation = self.tree.reserve(role, tokens)
+        if reservation is None:
+            assert len(in_use) + -(-len(tokens) // PAGE_SIZE) > NUM_PAGES
             return
-        plan = self.cache.acquire(role, tokens)
-        if plan.copy_from is not None:
-            self.memory[plan.slot][: plan.num_cached] = self.memory[plan.copy_from][
-                : plan.num_cached
-            ]
+        assert in_use.isdisjoint(reservation.new_pages)  # eviction never takes a page in use
         # A pair (role, token) stands for keys and values, which depend on both.
         wanted = [(role, token) for token in tokens]
-        assert self.memory[plan.slot][: plan.num_cached] == wanted[: plan.num_cached]
-        self.memory[plan.slot][plan.num_cached :] = wanted[plan.num_cached :]
-        self.held.append(Held(plan.slot, role, tokens))
+        start = reservation.cached.length
+        assert self.read(reservation.cached) == wanted[:start]
+        if fails:
+            self.tree.cancel(reservation)
+            return
+        contents = [*wanted, *[None] * PAGE_SIZE]
+        for index in range(start // PAGE_SIZE, len(reservation.table.pages)):
+            page = contents[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
+            if start < len(tokens):
+                self.memory[reservation.table.pages[index]] = list(page)
+        self.held.append(Held(self.tree.commit(reservation), role, tokens))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        self.cache.release(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))).slot)
-
-    @rule(role=st.sampled_from([PREFIX, SUFFIX]), tokens=STREAMS)
-    def fail_to_encode(self, role: int, tokens: list[int]) -> None:
-        if len({h.slot for h in self.held}) == 4:
-            return
-        plan = self.cache.acquire(role, tokens)
-        if plan.num_cached < len(tokens) or plan.copy_from is not None:  # there was work to do
-            self.memory[plan.slot] = [(-1, -1)] * 8
-            self.cache.forget(plan.slot)
-        self.cache.release(plan.slot)
+    def close(self, data: st.DataObject) -> None:
+        self.tree.release(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))).table)
 
     @invariant()
     def books_are_in_order(self) -> None:
-        self.cache.check_integrity()
+        self.tree.check_integrity(held.table for held in self.held)
+        assert self.tree.num_filled <= NUM_PAGES
 
     @invariant()
     def what_is_in_use_is_unchanged(self) -> None:
         for held in self.held:
-            assert self.memory[held.slot][: len(held.tokens)] == [
-                (held.role, token) for token in held.tokens
-            ]
+            assert self.read(held.table) == [(held.role, token) for token in held.tokens]
 
 
-TestCacheAndMemory = CacheAndMemory.TestCase
+TestTreeAndMemory = TreeAndMemory.TestCase
 
 
 @given(a=STREAMS, b=STREAMS)
@@ -93,94 +109,163 @@ def test_shared_length_is_where_two_streams_part(a: list[int], b: list[int]) -> 
     assert length in (len(a), len(b)) or a[length] != b[length]
 
 
+@given(a=STREAMS, b=STREAMS)
+def test_what_two_streams_share_is_encoded_once(a: list[int], b: list[int]) -> None:
+    tree = PageTree(NUM_PAGES)
+    assert encoded(tree, a) == len(a)
+    assert encoded(tree, b) == len(b) - shared_length(a, b)
+    assert encoded(tree, a) == 0
+
+
 class TestOneStreamThatChanges:
-    def test_typing_goes_on_in_place(self) -> None:
-        cache = ContextCache(3)
-        slot = hold(cache, [1, 2, 3]).slot
-        assert cache.acquire(PREFIX, [1, 2, 3, 4]) == SlotPlan(slot, 3)
+    @pytest.mark.parametrize("length", [1, PAGE_SIZE - 1, PAGE_SIZE, 2 * PAGE_SIZE - 3])
+    @pytest.mark.parametrize("typed", [1, 5, PAGE_SIZE + 1])
+    def test_typing_n_tokens_encodes_n(self, length: int, typed: int) -> None:
+        tree = PageTree(NUM_PAGES)
+        encoded(tree, LONG[:length])
+        assert encoded(tree, LONG[: length + typed]) == typed
+        assert tree.num_filled == -(-(length + typed) // PAGE_SIZE)
 
-    def test_backspace_encodes_nothing(self) -> None:
-        cache = ContextCache(3)
-        slot = hold(cache, [1, 2, 3, 4]).slot
-        assert cache.acquire(PREFIX, [1, 2, 3]) == SlotPlan(slot, 3)
+    @pytest.mark.parametrize("length", [1, PAGE_SIZE, PAGE_SIZE + 5])
+    def test_backspace_encodes_nothing_and_takes_no_page(self, length: int) -> None:
+        tree = PageTree(NUM_PAGES)
+        encoded(tree, LONG)
+        assert encoded(tree, LONG[:length]) == 0
+        assert tree.num_filled == 3
 
-    def test_an_edit_near_the_hole_keeps_what_lies_before_it(self) -> None:
-        cache = ContextCache(3)
-        slot = hold(cache, [1, 2, 3, 4]).slot
-        assert cache.acquire(PREFIX, [1, 2, 3, 9, 9]) == SlotPlan(slot, 3)
+    def test_an_edit_inside_a_page_copies_its_first_tokens(self) -> None:
+        tree = PageTree(NUM_PAGES)
+        old, _ = opened(tree, LONG)
+        reservation = tree.reserve(PREFIX, [*LONG[:20], 7, 8])
+        assert reservation is not None
+        assert reservation.cached == PageTable(old.pages[:2], 20)
+        assert reservation.table.pages[0] == old.pages[0]
+        assert reservation.new_pages == reservation.table.pages[1:]
+        assert reservation.new_pages[0] not in old.pages
+        tree.commit(reservation)
+        both = [old, reservation.table]
+        assert encoded(tree, LONG, held=both) == 0  # the old text is still there
+
+    def test_a_page_goes_on_in_place_while_others_read_it(self) -> None:
+        tree = PageTree(NUM_PAGES)
+        short, _ = opened(tree, LONG[:5])
+        long, count = opened(tree, LONG[:9])
+        assert (short.pages, count) == (long.pages, 4)
+        tree.check_integrity([short, long])
 
     def test_the_same_stream_is_shared_by_its_users(self) -> None:
-        cache = ContextCache(2)
-        slots = {cache.acquire(PREFIX, [1, 2]).slot for _ in range(5)}
-        assert len(slots) == 1
-        cache.acquire(SUFFIX, [1, 2])  # the other slot is still free
-
-    def test_of_two_slots_that_hold_it_the_one_that_needs_no_copy_is_taken(self) -> None:
-        cache = ContextCache(3)
-        cache.acquire(PREFIX, [1, 2, 3])  # stays in use
-        exact = cache.acquire(PREFIX, [1, 2]).slot
-        assert cache.acquire(PREFIX, [1, 2]) == SlotPlan(exact, 2)
-
-
-class TestStreamsThatPart:
-    def test_another_text_copies_what_it_shares_and_leaves_the_old_one(self) -> None:
-        cache = ContextCache(3)
-        old = hold(cache, [1, 2, 3, 4, 5, 6]).slot
-        plan = cache.acquire(PREFIX, [1, 2, 9])
-        assert plan.slot != old
-        assert (plan.num_cached, plan.copy_from) == (2, old)
-        assert cache.acquire(PREFIX, [1, 2, 3, 4, 5, 6]) == SlotPlan(old, 6)
-
-    def test_a_slot_in_use_is_copied_even_to_go_on(self) -> None:
-        cache = ContextCache(3)
-        used = cache.acquire(PREFIX, [1, 2]).slot
-        plan = cache.acquire(PREFIX, [1, 2, 3])
-        assert plan.slot != used
-        assert (plan.num_cached, plan.copy_from) == (2, used)
+        tree = PageTree(3)
+        tables = {opened(tree, LONG)[0] for _ in range(5)}
+        assert len(tables) == 1
 
     def test_roles_share_nothing(self) -> None:
-        cache = ContextCache(3)
-        hold(cache, [1, 2, 3])
-        assert cache.acquire(SUFFIX, [1, 2, 3]).num_cached == 0
+        tree = PageTree(NUM_PAGES)
+        encoded(tree, LONG)
+        assert encoded(tree, LONG, SUFFIX) == len(LONG)
 
 
 class TestEviction:
     def test_the_least_recently_used_stream_leaves_first(self) -> None:
-        cache = ContextCache(3)
-        a, b, c = [1, 1], [2, 2], [3, 3]
-        for stream in (a, b, c, a):
-            hold(cache, stream)
-        hold(cache, [4, 4])
-        assert [hold(cache, s).num_cached for s in (a, c)] == [2, 2]
-        assert hold(cache, b).num_cached == 0
+        tree = PageTree(3)
+        for first in (1, 2, 3, 1):
+            encoded(tree, [first] * PAGE_SIZE)
+        encoded(tree, [4] * PAGE_SIZE)
+        assert [encoded(tree, [first] * PAGE_SIZE) for first in (1, 3)] == [0, 0]
+        assert encoded(tree, [2] * PAGE_SIZE) == PAGE_SIZE
 
-    def test_the_source_of_a_copy_is_taken_over_when_no_other_slot_is_free(self) -> None:
-        cache = ContextCache(2)
-        source = hold(cache, [1, 2, 3, 4, 5]).slot
-        cache.acquire(SUFFIX, [7])
-        assert cache.acquire(PREFIX, [1, 8]) == SlotPlan(source, 1)
+    def test_the_far_end_of_a_stream_stays_longest(self) -> None:
+        tree = PageTree(4)
+        encoded(tree, LONG)
+        encoded(tree, [1] * 2 * PAGE_SIZE)  # takes one page of the long stream
+        tree.check_integrity([])
+        assert encoded(tree, LONG[: 2 * PAGE_SIZE]) == 0
 
-    def test_a_forgotten_slot_caches_nothing(self) -> None:
-        cache = ContextCache(2)
-        plan = cache.acquire(PREFIX, [1, 2])
-        cache.forget(plan.slot)
-        cache.release(plan.slot)
-        assert cache.acquire(PREFIX, [1, 2]).num_cached == 0
+    def test_switching_files_and_back_encodes_nothing_while_there_is_room(self) -> None:
+        tree = PageTree(6)
+        other = [-token for token in LONG]
+        encoded(tree, LONG)
+        encoded(tree, other)
+        assert [encoded(tree, LONG), encoded(tree, other)] == [0, 0]
+
+    def test_a_stream_that_does_not_fit_changes_nothing(self) -> None:
+        tree = PageTree(5)
+        held, _ = opened(tree, LONG)
+        encoded(tree, [1, 2, 3], held=[held])
+        assert tree.reserve(PREFIX, [9] * 3 * PAGE_SIZE) is None
+        tree.check_integrity([held])
+        assert encoded(tree, [1, 2, 3], held=[held]) == 0
+
+    def test_the_source_of_a_copy_is_taken_when_no_other_page_is_left(self) -> None:
+        tree = PageTree(4)
+        held, _ = opened(tree, LONG)
+        encoded(tree, [1, 2, 3], held=[held])
+        table, count = opened(tree, [1, 9])
+        assert count == 2
+        tree.check_integrity([held, table])
+
+    def test_a_cancelled_stream_leaves_what_was_there(self) -> None:
+        tree = PageTree(3)
+        encoded(tree, LONG[:20])
+        reservation = tree.reserve(PREFIX, LONG)
+        assert reservation is not None
+        tree.cancel(reservation)
+        tree.check_integrity([])
+        assert encoded(tree, LONG[:20]) == 0
+        assert encoded(tree, LONG) == len(LONG) - 20
 
 
 class TestMisuse:
-    def test_one_slot_is_too_few(self) -> None:
-        with pytest.raises(ValueError, match="num_slots is 1"):
-            ContextCache(1)
+    def test_one_page_is_too_few(self) -> None:
+        with pytest.raises(ValueError, match="num_pages is 1"):
+            PageTree(1)
+
+    def test_an_empty_stream_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="at least one token"):
+            PageTree(2).reserve(PREFIX, [])
 
     def test_releasing_twice_is_an_error(self) -> None:
-        cache = ContextCache(2)
-        slot = hold(cache, [1]).slot
-        with pytest.raises(ValueError, match=f"slot {slot} is released more often"):
-            cache.release(slot)
+        tree = PageTree(2)
+        table, _ = opened(tree, [1])
+        tree.release(table)
+        with pytest.raises(ValueError, match="released more often"):
+            tree.release(table)
 
-    def test_integrity_notices_a_slot_in_use_without_contents(self) -> None:
-        cache = ContextCache(2)
-        cache.forget(cache.acquire(PREFIX, [1]).slot)
-        with pytest.raises(AssertionError, match="in use but empty"):
-            cache.check_integrity()
+
+class TestIntegrity:
+    """Each kind of damage is seen."""
+
+    def tree(self) -> tuple[PageTree, PageTable]:
+        tree = PageTree(NUM_PAGES)
+        table, _ = opened(tree, LONG)
+        tree.check_integrity([table])
+        return tree, table
+
+    def test_a_stream_nobody_counted(self) -> None:
+        tree, table = self.tree()
+        with pytest.raises(AssertionError, match="1 users"):
+            tree.check_integrity([table, table])
+
+    def test_a_lost_page(self) -> None:
+        tree, table = self.tree()
+        tree._free.pop()
+        with pytest.raises(AssertionError, match="lost or held twice"):
+            tree.check_integrity([table])
+
+    def test_a_page_that_goes_before_its_continuation(self) -> None:
+        tree, table = self.tree()
+        tree._nodes.move_to_end(table.pages[0], last=False)
+        with pytest.raises(AssertionError, match="older than what follows"):
+            tree.check_integrity([table])
+
+    def test_a_gap_in_the_middle_of_a_stream(self) -> None:
+        tree, table = self.tree()
+        tree._nodes[table.pages[0]].tokens.pop()
+        with pytest.raises(AssertionError, match="not full but continued"):
+            tree.check_integrity([table])
+
+    def test_two_pages_for_one_text(self) -> None:
+        tree, table = self.tree()
+        other, _ = opened(tree, [*LONG[:20], 7])
+        tree._nodes[other.pages[-1]].tokens.pop()
+        with pytest.raises(AssertionError, match="two pages after page"):
+            tree.check_integrity([table, other])
