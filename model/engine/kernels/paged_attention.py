@@ -181,12 +181,6 @@ def _combine(
     tl.store(out_ptr + place[:, None] * DIM + dim[None, :], mixed, mask=is_query[:, None])
 
 
-def supports(head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether the kernels can run such a model; otherwise the reference does."""
-    is_power_of_two = head_dim & (head_dim - 1) == 0
-    return is_power_of_two and 16 <= head_dim <= 256 and dtype in (torch.float32, torch.bfloat16)
-
-
 def split_keys(capacity: int, num_programs: int) -> int:
     """Keys of a stretch, a power of two: so many that about `WANTED_PROGRAMS` programs run, of
     which every stretch of two streams of `capacity` tokens needs `num_programs`."""

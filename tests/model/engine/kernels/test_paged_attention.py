@@ -115,11 +115,3 @@ def test_stretches_are_as_short_as_the_wanted_number_of_programs_allows(
     capacity: int, programs: int, keys: int
 ) -> None:
     assert kernel.split_keys(capacity, programs) == keys
-
-
-def test_only_head_sizes_that_a_product_can_take_are_supported() -> None:
-    assert kernel.supports(64, torch.bfloat16)
-    assert kernel.supports(128, torch.float32)
-    assert not kernel.supports(96, torch.bfloat16)
-    assert not kernel.supports(8, torch.bfloat16)
-    assert not kernel.supports(64, torch.float64)
