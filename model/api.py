@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-AdaptivePolicy = Literal["threshold", "entropy", "left-to-right"]
+Policy = Literal["threshold", "entropy", "factor", "left-to-right", "autoregressive"]
 """How a step chooses the slots it commits: all the sure ones, as many as an entropy bound allows,
-or one token after the other, as an autoregressive model would."""
+as many as their number allows, or the leftmost alone. `autoregressive` has no canvas: the same
+weights write token after token behind the prefix, and the suffix is not seen."""
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 """Directory of the checkpoint that comes with Mezzotint."""
@@ -80,18 +81,27 @@ class InfillRequest:
     """How many different fills to try for; duplicates are merged, so fewer may come back."""
     steps: int | None = None
     """Fixed number of denoising steps for each canvas; None commits adaptively by `policy`."""
-    policy: AdaptivePolicy = "threshold"
+    policy: Policy = "threshold"
     """Which slots a step commits where `steps` does not say how many."""
     threshold: float = 0.9
     """`threshold` policy: commit every slot whose top probability exceeds this."""
     entropy_bound: float = 0.3
     """`entropy` policy: commit slots, surest first, while their entropies sum to at most this
     many nats beside the largest of them."""
+    factor: float = 1.0
+    """`factor` policy: commit the n most confident slots for the largest n such that all of them
+    are at least 1 - factor / (n + 1) (dInfer, arXiv 2510.08666)."""
+    remask: float | None = None
+    """Mask a committed slot again when the newest logits give its token a probability below this
+    (None: what is committed stays)."""
     length_of: str | None = None
     """The hole takes exactly as many tokens as this text. An oracle, for measuring what it costs
     that the length of a hole is unknown; `typed` and `between` must be empty."""
     temperature: float = 0.6
     """Sampling temperature of the candidates after the first, which is greedy."""
+    top_p: float = 1.0
+    """The sampled candidates draw from the likeliest tokens that have this much probability
+    together."""
     seed: int = 0
     """Seed of the sampled candidates: the same request gives the same result."""
     deadline_ms: float | None = None
@@ -104,25 +114,47 @@ class InfillRequest:
             ("steps", 1 if self.steps is None else self.steps, 1, 4096),
             ("threshold", self.threshold, 0.0, 1.0),
             ("entropy_bound", self.entropy_bound, 0.0, 1e3),
+            ("factor", self.factor, 0.0, 100.0),
+            ("remask", 0.0 if self.remask is None else self.remask, 0.0, 1.0),
             ("temperature", self.temperature, 0.0, 10.0),
+            ("top_p", self.top_p, 0.01, 1.0),
             ("deadline_ms", 1.0 if self.deadline_ms is None else self.deadline_ms, 0.0, 3.6e6),
         ):
             if not low <= value <= high:
                 raise InvalidRequestError(f"{name} is {value}; it must lie in {low}..{high}")
         if self.priority not in ("auto", "manual"):
             raise InvalidRequestError(f"priority is {self.priority!r}; use 'auto' or 'manual'")
-        if self.policy not in get_args(AdaptivePolicy):
-            known = ", ".join(map(repr, get_args(AdaptivePolicy)))
+        if self.policy not in get_args(Policy):
+            known = ", ".join(map(repr, get_args(Policy)))
             raise InvalidRequestError(f"policy is {self.policy!r}; use one of {known}")
+        if self.length_of is not None and (not self.length_of or self.typed or self.between):
+            raise InvalidRequestError(
+                "length_of must be a text of at least one character, for a single hole without "
+                "`typed`"
+            )
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        """Raise `InvalidRequestError` for parameters that do not go together."""
         if self.steps is not None and self.policy != "threshold":
             raise InvalidRequestError(
                 f"steps is {self.steps}; it already says how much a step commits, so leave out "
                 f"the policy {self.policy!r}"
             )
-        if self.length_of is not None and (not self.length_of or self.typed or self.between):
+        if self.policy == "autoregressive" and self.between:
             raise InvalidRequestError(
-                "length_of must be a text of at least one character, for a single hole without "
-                "`typed`"
+                "the policy 'autoregressive' never sees what follows a hole, so it fills one; "
+                "leave out `between`"
+            )
+        if self.remask is not None and self.policy in ("left-to-right", "autoregressive"):
+            raise InvalidRequestError(
+                f"the policy {self.policy!r} never returns to a token; leave out `remask`"
+            )
+        by_threshold = self.steps is None and self.policy == "threshold"
+        if self.remask is not None and by_threshold and self.remask > self.threshold:
+            raise InvalidRequestError(
+                f"remask is {self.remask} and threshold {self.threshold}: what one commits, the "
+                "other would mask again; remask must not be larger"
             )
 
 
@@ -139,6 +171,10 @@ class Candidate:
     """False when the deadline or `max_new_tokens` cut it short."""
     probabilities: tuple[float, ...] = ()
     """Probability that each token, and each hole's end, was committed with."""
+    score: float | None = None
+    """How well it leads on to what follows: the causal log-probability (nats) of the candidate's
+    tokens and of the first 16 after them. None where there was no other candidate to compare it
+    with, or no time."""
 
     @property
     def text(self) -> str:
@@ -148,9 +184,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfillResult:
-    """The candidates of one request, greedy one first, and what they cost."""
+    """The candidates of one request and what they cost."""
 
     candidates: tuple[Candidate, ...]
+    """The best comes first, by `Candidate.score`; when the deadline cut them short, the greedy
+    one does."""
     forwards: int
     """Denoiser passes over a canvas."""
     tokens: int

@@ -8,19 +8,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 import torch
 from torch import Tensor
 
-from model.api import CompletionError, EngineUnavailableError, SupersededError
+from model.api import (
+    CompletionError,
+    EngineOverloadedError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    SupersededError,
+)
 from model.denoiser import Denoiser
-from model.engine.model_runner import ModelRunner
+from model.engine.autoregressive import next_token
+from model.engine.model_runner import ModelRunner, is_out_of_memory
+from model.engine.ranking import ranked
 from model.engine.sampler import choose, commit
 from model.engine.scheduler import Scheduler
-from model.engine.sequence import Fill, FilledHoles, Sequence
-from model.infill import CanvasLayout, fitted
+from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
+from model.infill import CANVAS_SIZES, CanvasLayout, fitted
 from model.tokenizer import CodeTokenizer
 
 logger = logging.getLogger(__name__)
@@ -38,6 +46,7 @@ class Engine:
     ) -> None:
         """`cache_bytes` is the context cache's budget (None: by what the device has)."""
         self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
+        self._special_ids = tokenizer.special_ids
         self.runner = ModelRunner(model, cache_bytes=cache_bytes)
         self._forbidden = torch.zeros(
             model.config.vocab_size, dtype=torch.bool, device=self.runner.device
@@ -56,11 +65,14 @@ class Engine:
     def submit(self, fill: Fill) -> Future[list[FilledHoles]]:
         """Start a fill. Cancelling the future stops it at its next step.
 
-        The future raises a `CompletionError` when the fill fails, `SupersededError` when a newer
-        one replaced it.
+        Its result is one output a candidate, the best first (`ranking`), or, where time was up
+        before all were finished, in the order of `fill.params`. It raises a `CompletionError` when
+        the fill fails, `SupersededError` when a newer one replaced it. What is wrong from the
+        start is raised here: `InvalidRequestError`, `EngineOverloadedError`.
         """
         future: Future[list[FilledHoles]] = Future()
-        fill.sequences = [self._new_sequence(fill, index) for index in range(len(fill.params))]
+        self._check(fill)
+        fill.sequences = [self._new_sequence(fill, params) for params in fill.params]
         with self._work:
             if self._closed:
                 raise EngineUnavailableError("the engine is closed; start it again")
@@ -113,31 +125,87 @@ class Engine:
             self.runner.drop_cache()
 
     def step(self) -> None:
-        """One denoising step: of every scheduled sequence, one more decision on its canvas."""
+        """One step: of every scheduled sequence, one more decision on its canvas, or one more
+        token of its stream."""
         with self._work:
             self._end_what_must_end()
             batch = self._scheduler.schedule()
         if not batch:
             return
-        fills = {id(s.fill): s.fill for s in batch}.values()
         try:
             batch = self.runner.open_contexts(batch)
-            fills = {id(s.fill): s.fill for s in batch}.values()
-            logits = self.runner.denoise(batch)
-        except Exception as error:  # a broken forward ends its fills, never the engine
-            self._fail(fills, error)
+        except Exception as error:
+            self._give_way(batch, error)
             return
-        for fill in fills:
+        canvases = [s for s in batch if not s.is_autoregressive]
+        streams = [s for s in batch if s.is_autoregressive]
+        self._forward(canvases, self.runner.denoise, self._advance)
+        self._forward(streams, self.runner.next_logits, self._append)
+        for fill in _fills_of(batch):
+            if fill.is_done:
+                self._finish(fill)
+
+    def _forward(
+        self,
+        batch: list[Sequence],
+        forward: Callable[[list[Sequence]], Tensor],
+        advance: Callable[[Sequence, Tensor], None],
+    ) -> None:
+        """Run one forward and have each sequence take its row of the logits."""
+        if not batch:
+            return
+        try:
+            logits = forward(batch)
+        except Exception as error:
+            self._give_way(batch, error)
+            return
+        self._scheduler.recover()
+        for fill in _fills_of(batch):
             fill.forwards += 1
         for row, sequence in enumerate(batch):
             try:
-                self._advance(sequence, logits[row])
+                advance(sequence, logits[row, : len(sequence.canvas) or None])  # without padding
             except Exception as error:  # its logits or its listener: the other fills go on
                 self._fail([sequence.fill], error)
+
+    def _give_way(self, batch: list[Sequence], error: Exception) -> None:
+        """A forward failed. Without memory the next step tries again with half the batch; anything
+        else ends the batch's fills, never the engine."""
+        if isinstance(error, EngineOverloadedError):  # of the one that always fits
+            self._fail([batch[0].fill], error)
+        elif not is_out_of_memory(error):
+            self._fail(_fills_of(batch), error)
+        elif self._scheduler.shrink(len(batch)):
+            logger.warning("out of memory with %d sequences: trying fewer", len(batch))
+        else:
+            message = "there is no memory for this request alone; close other programs"
+            self._fail([batch[0].fill], EngineOverloadedError(message))
+
+    def _finish(self, fill: Fill) -> None:
+        """Hand back a fill whose sequences are done."""
+        outputs = [s.output for s in fill.sequences if s.output is not None]
+        try:
+            if len(outputs) > 1:
+                start = self._new_sequence(fill, fill.params[0])
+                outputs = ranked(self.runner, start, outputs, self._special_ids)
+        except Exception as error:
+            self._fail([fill], error)
         with self._work:
-            for fill in fills:
-                if fill.is_done:
-                    self._end(fill, [s.output for s in fill.sequences if s.output is not None])
+            self._end(fill, outputs)
+
+    def _append(self, sequence: Sequence, logits_V: Tensor) -> None:
+        """Put the next token of an autoregressive sequence behind its prefix stream."""
+        token, probability = next_token(
+            logits_V, sequence.params, len(sequence.committed), self._forbidden_at_known_length
+        )
+        sequence.append(token, probability)
+        if len(sequence.prefix) > self.runner.max_context:  # its far edge goes: another stream
+            self.runner.close_context(sequence)
+            sequence.prefix = fitted(sequence.prefix, self.runner.max_context)
+        if sequence.fill.on_step is not None and sequence is sequence.fill.sequences[0]:
+            sequence.fill.on_step(sequence)
+        if len(sequence.committed) >= sequence.max_tokens:
+            self._conclude(sequence)
 
     def _advance(self, sequence: Sequence, logits_CV: Tensor) -> None:
         """Commit this step's slots of one sequence; close its canvas when none is masked."""
@@ -166,7 +234,7 @@ class Engine:
             mask_id=self.mask_id,
             end_id=self.end_id,
             forbidden=self._forbidden_at_known_length
-            if sequence.fill.known_length
+            if sequence.params.length is not None
             else self._forbidden,
         )
         new_canvas = commit(choice, canvas_C, hole_C, mask_id=self.mask_id, end_id=self.end_id)
@@ -179,77 +247,44 @@ class Engine:
 
     def _close_canvas(self, sequence: Sequence) -> None:
         """A canvas without masks: done, or, for a lone hole without an end, on to a further one."""
-        fill = sequence.fill
-        lone = len(sequence.layout.slots) == 1
-        num_tokens = len(sequence.committed) + len(sequence.canvas) - len(fill.typed)
-        if not lone or self.end_id in sequence.canvas or num_tokens >= fill.max_new_tokens:
-            sequence.output = self._output(sequence)
-            self.runner.close_context(sequence)
-            return
         self.runner.close_context(sequence)
-        sequence.committed += sequence.canvas
-        sequence.committed_confidences += [
-            confidence
-            for confidence, given in zip(sequence.confidences, sequence.clamped, strict=True)
-            if not given
-        ]
-        sequence.prefix = fitted(sequence.prefix + sequence.canvas, self.runner.max_context)
-        left = fill.max_new_tokens - num_tokens
-        sequence.layout = CanvasLayout.for_holes(
-            left + 1 if fill.known_length else min(left, len(sequence.canvas))
+        if not sequence.go_on(
+            mask_id=self.mask_id, end_id=self.end_id, max_context=self.runner.max_context
+        ):
+            self._conclude(sequence)
+
+    def _conclude(self, sequence: Sequence) -> None:
+        self.runner.close_context(sequence)
+        sequence.output = self._output(sequence)
+
+    # ---- fills and their sequences ---------------------------------------------------------
+
+    def _check(self, fill: Fill) -> None:
+        """Raise `InvalidRequestError` for a fill that would take the batch down with it."""
+        if fill.layout.size > CANVAS_SIZES[-1]:
+            raise InvalidRequestError(
+                f"the canvas has {fill.layout.size} slots; the largest has {CANVAS_SIZES[-1]}"
+            )
+        if not fill.params or not fill.prefix or not fill.suffix:
+            raise InvalidRequestError(
+                "a fill needs a candidate, and streams that begin with a language"
+            )
+        vocab_size = self.runner.model.config.vocab_size
+        for ids in (fill.prefix, fill.suffix, fill.typed, *fill.layout.between):
+            if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise InvalidRequestError(f"token ids must lie in 0..{vocab_size - 1}")
+
+    def _new_sequence(self, fill: Fill, params: SamplingParams) -> Sequence:
+        return Sequence.of(
+            fill,
+            params,
+            mask_id=self.mask_id,
+            end_id=self.end_id,
+            max_context=self.runner.max_context,
         )
-        self._blank(sequence, ())
-
-    # ---- sequences -----------------------------------------------------------------------
-
-    def _new_sequence(self, fill: Fill, index: int) -> Sequence:
-        sequence = Sequence(
-            fill=fill,
-            params=fill.params[index],
-            prefix=fitted(fill.prefix, self.runner.max_context),
-            suffix=fitted(fill.suffix, self.runner.max_context),
-            layout=fill.layout,
-            canvas=[],
-            clamped=[],
-            confidences=[],
-        )
-        self._blank(sequence, fill.typed)
-        return sequence
-
-    def _blank(self, sequence: Sequence, typed: tuple[int, ...]) -> None:
-        sequence.canvas, sequence.clamped = sequence.layout.blank(self.mask_id, typed)
-        if sequence.fill.known_length:
-            # The `<eom>`s in sight tell the model the length, as a half-done canvas would.
-            left = sequence.fill.max_new_tokens - len(sequence.committed)
-            behind = range(min(left, len(sequence.canvas)), len(sequence.canvas))
-            for slot in behind:
-                sequence.canvas[slot], sequence.clamped[slot] = self.end_id, True
-        sequence.confidences = [1.0] * len(sequence.canvas)
-        sequence.step = 0
 
     def _output(self, sequence: Sequence) -> FilledHoles:
-        """The sequence's holes as they stand: each up to its end or its first undecided slot."""
-        fill = sequence.fill
-        holes: list[tuple[int, ...]] = []
-        trusted: list[float] = list(sequence.committed_confidences)
-        finished = True
-        for index, hole in enumerate(sequence.layout.holes()):
-            tokens = [] if index else list(sequence.committed)
-            most = fill.max_new_tokens + (0 if index else len(fill.typed))
-            ended = False
-            for slot in hole:
-                token = sequence.canvas[slot]
-                ended = token == self.end_id
-                if token == self.mask_id or (len(tokens) == most and not ended):
-                    break
-                if not sequence.clamped[slot]:
-                    trusted.append(sequence.confidences[slot])
-                if ended:
-                    break
-                tokens.append(token)
-            finished = finished and (ended or (fill.known_length and len(tokens) == most))
-            holes.append(tuple(tokens))
-        return FilledHoles(tuple(holes), tuple(trusted), finished)
+        return sequence.as_it_stands(mask_id=self.mask_id, end_id=self.end_id)
 
     # ---- endings (the lock is held) ------------------------------------------------------
 
@@ -266,9 +301,11 @@ class Engine:
 
     def _fail(self, fills: Iterable[Fill], error: Exception) -> None:
         logger.error("a denoising step failed", exc_info=error)
+        if not isinstance(error, CompletionError):
+            error = CompletionError(f"the denoising step failed: {error}")
         with self._work:
             for fill in fills:
-                self._end(fill, CompletionError(f"the denoising step failed: {error}"))
+                self._end(fill, error)
 
     def _end(self, fill: Fill, outcome: list[FilledHoles] | CompletionError | None) -> None:
         """Take a fill out and settle its future (None: it was cancelled)."""
@@ -282,6 +319,11 @@ class Engine:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+
+
+def _fills_of(batch: Iterable[Sequence]) -> list[Fill]:
+    """The fills that a batch works on, each once."""
+    return list(dict.fromkeys(sequence.fill for sequence in batch))
 
 
 def _hole_of_slot(layout: CanvasLayout) -> list[int]:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
-from model.api import AdaptivePolicy
+from model.api import InvalidRequestError, Policy
 from model.engine.kv_cache import PageTable
-from model.infill import CanvasLayout
+from model.infill import CanvasLayout, fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,23 @@ class SamplingParams:
 
     steps: int | None = None
     """Commit everything in this many steps a canvas; None: adaptively, by `policy`."""
-    policy: AdaptivePolicy = "threshold"
+    policy: Policy = "threshold"
     threshold: float = 0.9
     """`threshold`: commit every slot whose confidence exceeds this, at least one a step."""
     entropy_bound: float = 0.3
     """`entropy`: nats that a step's slots may be unsure of together, the least sure left aside."""
+    factor: float = 1.0
+    """`factor`: commit the n surest slots while the n-th is surer than 1 - factor / (n + 1)."""
+    remask: float | None = None
+    """Mask a committed slot again that the newest logits give less than this probability."""
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 draws one."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that have this much probability together."""
     seed: int = 0
+    length: int | None = None
+    """The lone hole takes exactly as many tokens, typed ones not counted: its end is given, not
+    searched for."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -41,7 +50,7 @@ class Sequence:
     suffix: list[int]
     layout: CanvasLayout
     canvas: list[int]
-    """Slot ids; the tokenizer's mask id where undecided."""
+    """Slot ids; the tokenizer's mask id where undecided. None at all when autoregressive."""
     clamped: list[bool]
     """Slots that were given and must never change."""
     confidences: list[float]
@@ -51,15 +60,115 @@ class Sequence:
     committed: list[int] = field(default_factory=list)
     """Tokens of the canvases before this one."""
     committed_confidences: list[float] = field(default_factory=list)
+    """Their probabilities, those of typed tokens left out."""
     context: tuple[PageTable, PageTable] | None = None
     """Where the cache holds (prefix, suffix) while the sequence runs."""
     output: FilledHoles | None = None
     """Set once the sequence is done."""
 
+    @classmethod
+    def of(
+        cls, fill: Fill, params: SamplingParams, *, mask_id: int, end_id: int, max_context: int
+    ) -> Sequence:
+        """A candidate of `fill` at its start. Raises `InvalidRequestError` for what fits no
+        canvas, or does not go together."""
+        typed, layout = list(fill.typed), fill.layout
+        is_autoregressive = params.policy == "autoregressive"
+        if len(layout.slots) > 1 and (is_autoregressive or params.length is not None):
+            what = "autoregressive decoding" if is_autoregressive else "a known length"
+            raise InvalidRequestError(f"{what} takes a single hole, not {len(layout.slots)}")
+        if is_autoregressive:
+            layout = CanvasLayout((0,))
+        elif params.length is not None:
+            layout = CanvasLayout.for_holes(params.length + 1, typed=len(typed))
+        sequence = cls(
+            fill=fill,
+            params=params,
+            prefix=fitted(fill.prefix + (typed if is_autoregressive else []), max_context),
+            suffix=fitted(fill.suffix, max_context),
+            layout=layout,
+            canvas=[],
+            clamped=[],
+            confidences=[],
+        )
+        if is_autoregressive:
+            sequence.committed = typed
+        else:
+            sequence.blank(layout, fill.typed, mask_id=mask_id, end_id=end_id)
+        return sequence
+
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to denoise."""
         return self.output is not None
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether it has no canvas: its prefix stream grows token by token."""
+        return self.params.policy == "autoregressive"
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that the first hole may take, typed ones included."""
+        length = self.params.length
+        return len(self.fill.typed) + (self.fill.max_new_tokens if length is None else length)
+
+    def blank(
+        self, layout: CanvasLayout, typed: tuple[int, ...], *, mask_id: int, end_id: int
+    ) -> None:
+        """Start a canvas: masks, what is `typed`, and the `<eom>`s of a known length."""
+        self.layout, self.step = layout, 0
+        self.canvas, self.clamped = layout.blank(mask_id, typed)
+        if self.params.length is not None:
+            # The `<eom>`s in sight tell the model the length, as a half-done canvas would.
+            for slot in range(self.max_tokens - len(self.committed), len(self.canvas)):
+                self.canvas[slot], self.clamped[slot] = end_id, True
+        self.confidences = [1.0] * len(self.canvas)
+
+    def append(self, token: int, probability: float) -> None:
+        """The next token of an autoregressive sequence."""
+        self.prefix = [*self.prefix, token]
+        self.committed.append(token)
+        self.committed_confidences.append(probability)
+        self.step += 1
+
+    def go_on(self, *, mask_id: int, end_id: int, max_context: int) -> bool:
+        """Commit the canvas of a lone hole to the prefix and start a further one; False where the
+        canvas without masks is the last. The context must be closed."""
+        left = self.max_tokens - len(self.committed) - len(self.canvas)
+        if len(self.layout.slots) > 1 or end_id in self.canvas or left <= 0:
+            return False
+        given = zip(self.confidences, self.clamped, strict=True)
+        self.committed_confidences += [p for p, is_given in given if not is_given]
+        self.committed += self.canvas
+        self.prefix = fitted(self.prefix + self.canvas, max_context)
+        slots = min(left, len(self.canvas)) if self.params.length is None else left + 1
+        self.blank(CanvasLayout.for_holes(slots), (), mask_id=mask_id, end_id=end_id)
+        return True
+
+    def as_it_stands(self, *, mask_id: int, end_id: int) -> FilledHoles:
+        """The holes so far: each up to its end or its first undecided slot."""
+        holes: list[tuple[int, ...]] = []
+        trusted = list(self.committed_confidences)
+        finished = True
+        for index, hole in enumerate(self.layout.holes()):
+            tokens = [] if index else list(self.committed)
+            most = self.fill.max_new_tokens if index else self.max_tokens
+            ended = False
+            for slot in hole:
+                token = self.canvas[slot]
+                ended = token == end_id
+                if token == mask_id or (len(tokens) == most and not ended):
+                    break
+                if not self.clamped[slot]:
+                    trusted.append(self.confidences[slot])
+                if ended:
+                    break
+                tokens.append(token)
+            is_whole = self.params.length is not None and len(tokens) == most
+            finished = finished and (ended or is_whole)
+            holes.append(tuple(tokens))
+        return FilledHoles(tuple(holes), tuple(trusted), finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +181,8 @@ class FilledHoles:
     """Probability that each token, and each hole's end, was committed with; not of typed ones."""
     finished: bool
     """False when a deadline or a limit cut it short."""
+    score: float | None = None
+    """Log-probability, see `ranking`; None for a lone candidate and when time was up."""
 
     @property
     def confidence(self) -> float:
@@ -91,14 +202,15 @@ class Fill:
     prefix: list[int]
     suffix: list[int]
     layout: CanvasLayout
+    """Of the first canvas, where a sequence's length is unknown."""
     typed: tuple[int, ...] = ()
     """Tokens the first hole begins with."""
     params: tuple[SamplingParams, ...] = (SamplingParams(),)
     """One a candidate."""
     max_new_tokens: int = 64
     """The most tokens a hole may take, typed ones not counted."""
-    known_length: bool = False
-    """The lone hole takes exactly `max_new_tokens`: its end is given, not searched for."""
+    client: str = ""
+    """Who asks: clients take turns."""
     urgent: bool = False
     """A person asked for it: goes before what was triggered by typing."""
     replaces: tuple[str, str] | None = None

@@ -17,7 +17,7 @@ from model import api
 
 logger = logging.getLogger(__name__)
 
-Policy = Literal["threshold", "entropy", "fixed", "left-to-right"]
+Policy = Literal["fixed", "threshold", "entropy", "factor", "left-to-right", "autoregressive"]
 
 _DEFAULTS = api.InfillRequest(prefix="")
 
@@ -34,6 +34,7 @@ class Decoding:
     """`fixed`: denoising steps of a canvas."""
     threshold: float = _DEFAULTS.threshold
     entropy_bound: float = _DEFAULTS.entropy_bound
+    factor: float = _DEFAULTS.factor
     oracle_length: bool = False
     """Tell the model how many tokens the true text has."""
     priority: Literal["auto", "manual"] = "auto"
@@ -50,9 +51,9 @@ class Decoding:
         parameter = {
             "threshold": f" {self.threshold:g}",
             "entropy": f" {self.entropy_bound:g}",
+            "factor": f" {self.factor:g}",
             "fixed": f" {self.steps}",
-            "left-to-right": "",
-        }[self.policy]
+        }.get(self.policy, "")
         return f"{self.policy}{parameter}{', oracle length' if self.oracle_length else ''}"
 
     def request(
@@ -78,6 +79,7 @@ class Decoding:
             policy="threshold" if self.policy == "fixed" else self.policy,
             threshold=self.threshold,
             entropy_bound=self.entropy_bound,
+            factor=self.factor,
             length_of=middle if self.oracle_length and middle else None,
             priority=self.priority,
         )
@@ -200,8 +202,14 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         f"{defaults.entropy_bound:g})",
     )  # fmt: skip
     group.add_argument(
+        "--factor", type=float, metavar="F",
+        help="commit the n surest slots that are surer than 1 - F / (n + 1) (--policy factor; "
+        f"{defaults.factor:g})",
+    )  # fmt: skip
+    group.add_argument(
         "--autoregressive", action="store_true",
-        help="the same as --policy left-to-right: one token a forward",
+        help="the same as --policy autoregressive: token by token, the suffix unseen, as many as "
+        "--oracle-length or --max-new-tokens say",
     )  # fmt: skip
 
 
@@ -214,7 +222,8 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
         "fixed": args.steps,
         "threshold": args.threshold,
         "entropy": args.entropy_bound,
-        "left-to-right": args.autoregressive or None,
+        "factor": args.factor,
+        "autoregressive": args.autoregressive or None,
     }
     named: set[Policy] = {policy for policy, value in given.items() if value is not None}
     if args.policy is not None:
@@ -227,6 +236,7 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
         steps=args.steps,
         threshold=_DEFAULTS.threshold if args.threshold is None else args.threshold,
         entropy_bound=_DEFAULTS.entropy_bound if args.entropy_bound is None else args.entropy_bound,
+        factor=_DEFAULTS.factor if args.factor is None else args.factor,
     )
     return with_lengths(decoding, args)
 

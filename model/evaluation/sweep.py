@@ -46,6 +46,7 @@ from model.evaluation.sandbox import require
 STEPS = (1, 2, 4, 8, 16, 32)
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 ENTROPY_BOUNDS = (0.03, 0.1, 0.3, 1.0, 3.0)
+FACTORS = (0.1, 0.3, 1.0, 2.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--steps", int, STEPS, "T"),
         ("--thresholds", float, THRESHOLDS, "P"),
         ("--entropy-bounds", float, ENTROPY_BOUNDS, "NATS"),
+        ("--factors", float, FACTORS, "F"),
     ):
         values = " ".join(f"{value:g}" for value in default)
         group.add_argument(
@@ -78,6 +80,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         *(Decoding(policy="fixed", steps=steps) for steps in args.steps),
         *(Decoding(policy="threshold", threshold=p) for p in args.thresholds),
         *(Decoding(policy="entropy", entropy_bound=nats) for nats in args.entropy_bounds),
+        *(Decoding(policy="factor", factor=factor) for factor in args.factors),
         Decoding(policy="left-to-right"),
     ]
     args.decodings = [with_lengths(decoding, args) for decoding in decodings]
@@ -158,6 +161,7 @@ _SERIES: tuple[tuple[Policy, str, str, str], ...] = (
     ("fixed", "fixed steps", plot.ORANGE, "s"),
     ("threshold", "threshold", plot.BLUE, "o"),
     ("entropy", "entropy bound", plot.GREEN, "D"),
+    ("factor", "factor", plot.PURPLE, "^"),
 )
 
 

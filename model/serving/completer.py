@@ -83,12 +83,8 @@ class EngineCompleter:
         encode = self._tokenizer.encode
         between = [encode(text) for text in request.between]
         typed = tuple(encode(request.typed))
-        if request.length_of is None:
-            max_new_tokens = request.max_new_tokens
-            first = min(max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
-        else:
-            max_new_tokens = len(encode(request.length_of))
-            first = max_new_tokens + 1  # its `<eom>` in sight
+        length = None if request.length_of is None else len(encode(request.length_of))
+        first = min(request.max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
         return Fill(
             prefix=prefix_stream(
                 self._tokenizer,
@@ -104,10 +100,10 @@ class EngineCompleter:
             ),
             layout=CanvasLayout.for_holes(first, between, len(typed)),
             typed=typed,
-            params=_sampling_params(request),
-            max_new_tokens=max_new_tokens,
-            known_length=request.length_of is not None,
+            params=_sampling_params(request, length),
+            max_new_tokens=request.max_new_tokens,
             urgent=request.priority == "manual",
+            client=request.client,
             replaces=(request.client, request.document) if request.document else None,
             deadline=None if request.deadline_ms is None else now + request.deadline_ms / 1000,
         )
@@ -115,7 +111,7 @@ class EngineCompleter:
     def _candidates(
         self, request: InfillRequest, outputs: Items[FilledHoles]
     ) -> tuple[Candidate, ...]:
-        """One candidate a distinct text, greedy one first."""
+        """One candidate a distinct text, in the order of the outputs."""
         distinct: dict[tuple[str, ...], Candidate] = {}
         for output in outputs:
             texts = [self._tokenizer.decode(hole) for hole in output.holes]
@@ -128,6 +124,7 @@ class EngineCompleter:
                 confidence=output.confidence,
                 finished=output.finished,
                 probabilities=output.probabilities,
+                score=output.score,
             )
             distinct.setdefault(candidate.texts, candidate)
         return tuple(distinct.values())
@@ -141,7 +138,7 @@ class EngineCompleter:
         return Frame(step=sequence.step, slots=slots)
 
 
-def _sampling_params(request: InfillRequest) -> tuple[SamplingParams, ...]:
+def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:
     """One a candidate; the first is greedy."""
     return tuple(
         SamplingParams(
@@ -149,8 +146,12 @@ def _sampling_params(request: InfillRequest) -> tuple[SamplingParams, ...]:
             policy=request.policy,
             threshold=request.threshold,
             entropy_bound=request.entropy_bound,
+            factor=request.factor,
+            remask=request.remask,
             temperature=request.temperature if index else 0.0,
+            top_p=request.top_p,
             seed=request.seed + index,
+            length=length,
         )
         for index in range(request.candidates)
     )

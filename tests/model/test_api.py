@@ -18,7 +18,10 @@ from model.api import Candidate, CompletionError, InfillRequest, InvalidRequestE
         ("threshold", 1.01),
         ("entropy_bound", -0.1),
         ("policy", "random"),
+        ("factor", -1.0),
+        ("remask", 1.5),
         ("temperature", -0.1),
+        ("top_p", 0.0),
         ("deadline_ms", -1.0),
         ("priority", "urgent"),
     ],
@@ -31,6 +34,23 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: obj
 def test_a_fixed_number_of_steps_leaves_no_choice_to_another_policy() -> None:
     with pytest.raises(InvalidRequestError, match="leave out the policy 'entropy'"):
         InfillRequest(prefix="", steps=4, policy="entropy")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"policy": "autoregressive", "between": ("x",)}, "leave out `between`"),
+        ({"policy": "autoregressive", "steps": 3}, "leave out the policy 'autoregressive'"),
+        ({"policy": "autoregressive", "remask": 0.1}, "leave out `remask`"),
+        ({"policy": "left-to-right", "remask": 0.1}, "leave out `remask`"),
+        ({"threshold": 0.5, "remask": 0.6}, "remask must not be larger"),
+    ],
+)
+def test_parameters_that_contradict_each_other_are_refused(
+    fields: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=reason):
+        InfillRequest(prefix="", **fields)
 
 
 @pytest.mark.parametrize(

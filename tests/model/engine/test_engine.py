@@ -11,10 +11,12 @@ import torch
 
 from model.api import (
     CompletionError,
+    EngineOverloadedError,
     EngineUnavailableError,
     InvalidRequestError,
     SupersededError,
 )
+from model.denoiser import Denoiser, Role
 from model.engine.engine import Engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CanvasLayout, prefix_stream, suffix_stream
@@ -91,7 +93,8 @@ def dictate(engine: Engine, *holes: list[int]) -> None:
     vocab_size = engine.runner.model.config.vocab_size
 
     def denoise(batch: list[Sequence]) -> torch.Tensor:
-        logits = torch.zeros(len(batch), len(batch[0].canvas), vocab_size)
+        width = max(len(sequence.canvas) for sequence in batch)
+        logits = torch.zeros(len(batch), width, vocab_size)
         for row, sequence in enumerate(batch):
             for index, hole in enumerate(sequence.layout.holes()):
                 wanted = holes[index][len(sequence.committed) if index == 0 else 0 :]
@@ -421,44 +424,50 @@ class TestFailures:
 
         def fail_once(batch: list[Sequence]) -> torch.Tensor:
             engine.runner.denoise = denoise  # type: ignore[method-assign]
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a broken kernel")
 
         running = engine.submit(make_fill(on_step=gate))
         gate.wait()
         batched = engine.submit(make_fill())
-        larger = engine.submit(make_fill(slots=32))  # waits for a batch of its own
+        larger = engine.submit(make_fill(slots=128))  # waits for a batch of its own
         engine.runner.denoise = fail_once  # type: ignore[method-assign,assignment]
         gate.open()
         for future in (running, batched):
-            with pytest.raises(CompletionError, match="step failed: out of memory"):
+            with pytest.raises(CompletionError, match="step failed: a broken kernel"):
                 answer(future)
         answer(larger)
         engine.close()
         assert_nothing_left(engine)
 
-    def test_logits_that_are_not_finite_end_their_fill_and_no_other(
-        self, make_engine: MakeEngine, make_fill: MakeFill
+    def test_logits_that_are_not_finite_end_their_fill_and_the_others_finish_as_alone(
+        self, make_engine: MakeEngine, make_fill: MakeFill, code: str
     ) -> None:
+        contexts = [(code[:40], code[60:90]), (code[90:200], code[200:])]
+        alone = [answer(make_engine().submit(make_fill(*c)))[0].holes for c in contexts]
         engine, gate = make_engine(), Gate()
         held = engine.submit(make_fill(slots=32, on_step=gate, urgent=True))
         gate.wait()
-        bad, good = make_fill(), make_fill()
+        bad = make_fill()
         denoise = engine.runner.denoise
+        sizes: list[int] = []
 
         def spoil(batch: list[Sequence]) -> torch.Tensor:
             logits = denoise(batch).clone()
+            sizes.append(len(batch))
             for row, sequence in enumerate(batch):
                 if sequence.fill is bad:
                     logits[row] = float("nan")
             return logits
 
         engine.runner.denoise = spoil  # type: ignore[method-assign,assignment]
-        futures = [engine.submit(fill) for fill in (bad, good)]
+        doomed = engine.submit(bad)
+        good = [engine.submit(make_fill(*c)) for c in contexts]
         gate.open()
         with pytest.raises(CompletionError, match="non-finite"):
-            answer(futures[0])
-        answer(futures[1])
+            answer(doomed)
+        assert [answer(future)[0].holes for future in good] == alone
         answer(held)
+        assert max(sizes) >= 3  # they did share a batch
         engine.close()
         assert_nothing_left(engine)
 
@@ -481,6 +490,40 @@ class TestFailures:
         engine.close()
         assert_nothing_left(engine)
 
+    def test_a_fill_that_would_break_its_batch_is_refused_at_once(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        too_large, no_suffix, no_token, several = (make_fill() for _ in range(4))
+        too_large.layout = CanvasLayout((129,))
+        no_suffix.suffix = []
+        no_token.prefix.append(10**6)
+        several = make_fill(between=("(",), params=(SamplingParams(policy="autoregressive"),))
+        for fill, reason in (
+            (too_large, "129 slots; the largest has 128"),
+            (no_suffix, "streams that begin with a language"),
+            (no_token, r"token ids must lie in 0\.\."),
+            (several, "autoregressive decoding takes a single hole, not 2"),
+            (make_fill(between=("(",), params=(SamplingParams(length=2),)), "a known length takes"),
+        ):
+            with pytest.raises(InvalidRequestError, match=reason):
+                engine.submit(fill)
+        assert_nothing_left(engine)
+
+    def test_more_than_may_wait_are_refused(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        engine._scheduler.max_fills = 2
+        futures = [engine.submit(make_fill(on_step=gate)) for _ in range(2)]
+        gate.wait()
+        with pytest.raises(EngineOverloadedError, match="2 requests are waiting"):
+            engine.submit(make_fill())
+        gate.open()
+        for future in futures:
+            answer(future)
+        answer(engine.submit(make_fill()))
+
     def test_a_typed_start_longer_than_the_canvas_is_refused_at_once(
         self, make_engine: MakeEngine, make_fill: MakeFill, code: str
     ) -> None:
@@ -490,6 +533,228 @@ class TestFailures:
         answer(engine.submit(make_fill()))
         engine.close()
         assert_nothing_left(engine)
+
+
+CPU_OUT_OF_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+class TestOutOfMemory:
+    PARAMS = tuple(SamplingParams(steps=3, temperature=1.0, seed=i) for i in range(8))
+
+    @pytest.mark.parametrize(
+        "error", [torch.OutOfMemoryError("CUDA out of memory"), CPU_OUT_OF_MEMORY]
+    )
+    def test_halves_the_batch_and_changes_no_token(
+        self, make_engine: MakeEngine, make_fill: MakeFill, error: Exception
+    ) -> None:
+        expected = answer(make_engine().submit(make_fill(params=self.PARAMS, max_new_tokens=16)))
+        engine = make_engine()
+        denoise = engine.runner.denoise
+        sizes: list[int] = []
+
+        def of_three_at_most(batch: list[Sequence]) -> torch.Tensor:
+            sizes.append(len(batch))
+            if len(batch) > 3:
+                raise error
+            return denoise(batch)
+
+        engine.runner.denoise = of_three_at_most  # type: ignore[method-assign,assignment]
+        found = answer(engine.submit(make_fill(params=self.PARAMS, max_new_tokens=16)))
+        assert [f.holes for f in found] == [f.holes for f in expected]
+        assert sizes[:3] == [8, 4, 2]
+        assert max(sizes[2:]) == 2
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_ends_a_lone_sequence_that_does_not_fit_and_no_other(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+        held = engine.submit(make_fill(on_step=gate))
+        gate.wait()
+        huge = make_fill(urgent=True)
+        denoise = engine.runner.denoise
+
+        def without_the_huge_one(batch: list[Sequence]) -> torch.Tensor:
+            if any(sequence.fill is huge for sequence in batch):
+                raise CPU_OUT_OF_MEMORY
+            return denoise(batch)
+
+        engine.runner.denoise = without_the_huge_one  # type: ignore[method-assign,assignment]
+        future = engine.submit(huge)
+        gate.open()
+        with pytest.raises(EngineOverloadedError, match="no memory for this request alone"):
+            answer(future)
+        answer(held)
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_leaves_candidates_unranked(self, make_engine: MakeEngine, make_fill: MakeFill) -> None:
+        engine = make_engine()
+
+        def fail(*_: object) -> list[list[float]]:
+            raise CPU_OUT_OF_MEMORY
+
+        engine.runner.causal_log_probs = fail  # type: ignore[method-assign,assignment]
+        outputs = answer(engine.submit(make_fill(params=self.PARAMS)))
+        assert len(outputs) == len(self.PARAMS)
+        assert all(output.score is None for output in outputs)
+
+
+class TestAutoregressive:
+    GREEDY = SamplingParams(policy="autoregressive")
+
+    def test_tokens_are_the_likeliest_after_the_prefix_and_the_suffix_is_unseen(
+        self, make_engine: MakeEngine, make_fill: MakeFill, model: Denoiser
+    ) -> None:
+        engine = make_engine()
+        fill = make_fill("def f(", "x", typed="a", params=(self.GREEDY,), max_new_tokens=6)
+        (output,) = answer(engine.submit(fill))
+        stream = [*fill.prefix, *fill.typed]
+        expected: list[int] = []
+        with torch.inference_mode():
+            for _ in range(6):
+                hidden, _ = model.encode(torch.tensor([stream + expected]), Role.PREFIX)
+                logits = model.logits(hidden[0, -1]).float()
+                logits[engine._forbidden_at_known_length] = float("-inf")
+                expected.append(int(logits.argmax()))
+        assert output.holes == ((*fill.typed, *expected),)
+        assert len(output.probabilities) == fill.forwards == 6
+        assert not output.finished
+        other = make_fill("def f(", "y = 2", typed="a", params=(self.GREEDY,), max_new_tokens=6)
+        assert answer(engine.submit(other))[0].holes == output.holes
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_each_token_is_encoded_once_and_a_known_length_is_kept(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        params = SamplingParams(policy="autoregressive", length=20)
+        fill = make_fill("x = ", "y", params=(params,), max_new_tokens=3)
+        (output,) = answer(engine.submit(fill))
+        assert len(output.holes[0]) == 20
+        assert output.finished
+        # The first forward runs over the prefix's last token again, which no cache keeps.
+        assert fill.encoded_tokens <= len(fill.prefix) + len(fill.suffix) + 20
+
+    def test_a_stream_longer_than_the_window_goes_on_at_its_shortened_prefix(
+        self, make_engine: MakeEngine, make_fill: MakeFill, code: str
+    ) -> None:
+        (output,) = answer(
+            make_engine().submit(make_fill(code, params=(self.GREEDY,), max_new_tokens=100))
+        )
+        assert len(output.holes[0]) == 100
+
+    def test_shares_steps_with_canvases_and_changes_neither(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        sampled = SamplingParams(policy="autoregressive", temperature=1.0, seed=4)
+        kinds = [(SamplingParams(steps=4),), (self.GREEDY, sampled)]
+        alone = [answer(make_engine().submit(make_fill(params=p))) for p in kinds]
+        engine, gate = make_engine(), Gate()
+        held = engine.submit(make_fill(on_step=gate))
+        gate.wait()
+        together = [engine.submit(make_fill(params=p)) for p in kinds]
+        gate.open()
+        for future, expected in zip(together, alone, strict=True):
+            assert [f.holes for f in answer(future)] == [f.holes for f in expected]
+        answer(held)
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_stops_at_a_deadline_and_when_cancelled(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine, gate = make_engine(), Gate()
+
+        def run_out(sequence: Sequence) -> None:
+            if sequence.step == 3:
+                sequence.fill.deadline = time.monotonic() - 1
+
+        (output,) = answer(engine.submit(make_fill(params=(self.GREEDY,), on_step=run_out)))
+        assert (len(output.holes[0]), output.finished) == (3, False)
+        cancelled = make_fill(params=(self.GREEDY,), on_step=gate)
+        future = engine.submit(cancelled)
+        gate.wait()
+        assert future.cancel()
+        gate.open()
+        answer(engine.submit(make_fill()))
+        assert cancelled.forwards == 1
+        engine.close()
+        assert_nothing_left(engine)
+
+
+class TestCandidates:
+    def test_come_best_first_by_the_causal_score_of_themselves_and_of_what_follows(
+        self, make_engine: MakeEngine, make_fill: MakeFill, model: Denoiser
+    ) -> None:
+        engine = make_engine()
+        params = tuple(SamplingParams(steps=4, temperature=2.0 * i, seed=i) for i in range(4))
+        fill = make_fill("x = ", "+ y\n", params=params, max_new_tokens=8)
+        outputs = answer(engine.submit(fill))
+        scores = [output.score for output in outputs]
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) > 1
+        following = fill.suffix[:1:-1]  # all but the language and the file's end
+        for output in outputs:
+            after = [*output.holes[0], *following]
+            with torch.inference_mode():
+                hidden, _ = model.encode(torch.tensor([fill.prefix + after]), Role.PREFIX)
+                log_probs = model.logits(hidden[0]).float().log_softmax(-1)
+            at = range(len(fill.prefix) - 1, len(fill.prefix) + len(after) - 1)
+            expected = sum(float(log_probs[i, j]) for i, j in zip(at, after, strict=True))
+            assert output.score == pytest.approx(expected, abs=1e-3)
+
+    def test_alone_or_all_alike_have_no_score(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, [100, 101])
+        for count in (1, 3):
+            outputs = answer(engine.submit(make_fill(params=(SamplingParams(),) * count)))
+            assert [output.score for output in outputs] == [None] * count
+
+    def test_of_several_holes_are_read_with_the_text_between_them(
+        self, make_engine: MakeEngine, make_fill: MakeFill, tokenizer: CodeTokenizer
+    ) -> None:
+        engine = make_engine()
+        read: list[list[int]] = []
+        engine.runner.causal_log_probs = (  # type: ignore[method-assign,assignment]
+            lambda _, texts: read.extend(texts) or [[0.0]] * len(texts)
+        )
+        params = tuple(SamplingParams(steps=2, temperature=2.0 * i, seed=i) for i in range(3))
+        fill = make_fill(suffix="z", between=("(",), slots=4, params=params)
+        outputs = answer(engine.submit(fill))
+        between, after = tokenizer.encode("("), tokenizer.encode("z")
+        for first, second in {output.holes for output in outputs}:
+            assert [*first, *between, *second, *after] in read
+
+    def test_may_have_lengths_of_their_own_beside_the_unknown_one(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, list(range(100, 105)))
+        lengths = (None, 1, 3, 20)
+        params = tuple(SamplingParams(length=length) for length in lengths)
+        fill = make_fill(typed="", params=params)
+        engine.runner.causal_log_probs = (  # type: ignore[method-assign,assignment]
+            lambda _, texts: [[0.0]] * len(texts)  # equal: they keep their order
+        )
+        outputs = answer(engine.submit(fill))
+        assert [len(output.holes[0]) for output in outputs] == [5, 1, 3, 20]
+        assert all(output.finished for output in outputs)
+        assert outputs[2].holes[0] == (100, 101, 102)
+
+    def test_of_a_known_length_keep_what_was_typed(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        params = (SamplingParams(length=15), SamplingParams(length=130, steps=4))
+        fill = make_fill(typed="return", params=params)
+        for output in answer(make_engine().submit(fill)):
+            assert output.holes[0][: len(fill.typed)] == fill.typed
+            assert len(output.holes[0]) - len(fill.typed) in (15, 130)
+            assert output.finished
 
 
 class TestFilling:
@@ -613,10 +878,7 @@ class TestFilling:
         canvases: list[list[int]] = []
         dictate(engine, [100, 101])  # and then `<eom>` at all costs
         fill = make_fill(
-            slots=length + 1,
-            max_new_tokens=length,
-            known_length=True,
-            params=(SamplingParams(steps=1),),
+            params=(SamplingParams(steps=1, length=length),),
             on_step=lambda sequence: canvases.append(list(sequence.canvas)),
         )
         (output,) = answer(engine.submit(fill))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -32,7 +33,8 @@ class TestOptions:
             (("--policy", "fixed", "--steps", "4"), Decoding(policy="fixed", steps=4)),
             (("--policy", "entropy"), Decoding(policy="entropy")),
             (("--entropy-bound", "0"), Decoding(policy="entropy", entropy_bound=0.0)),
-            (("--autoregressive",), Decoding(policy="left-to-right")),
+            (("--autoregressive",), Decoding(policy="autoregressive")),
+            (("--factor", "0.5"), Decoding(policy="factor", factor=0.5)),
             (("--policy", "left-to-right"), Decoding(policy="left-to-right")),
             (("--oracle-length",), Decoding(oracle_length=True)),
             (
@@ -85,9 +87,14 @@ class TestRequest:
                 Decoding(),
                 Decoding(policy="fixed", steps=4),
                 Decoding(policy="entropy", entropy_bound=0.1, oracle_length=True),
+                Decoding(policy="factor", factor=0.5),
                 Decoding(policy="left-to-right"),
+                Decoding(policy="autoregressive"),
             )
-        ] == ["threshold 0.9", "fixed 4", "entropy 0.1, oracle length", "left-to-right"]
+        ] == [
+            "threshold 0.9", "fixed 4", "entropy 0.1, oracle length", "factor 0.5",
+            "left-to-right", "autoregressive",
+        ]  # fmt: skip
 
 
 class TestFilling:
@@ -96,8 +103,11 @@ class TestFilling:
         add_model_arguments(parser)
         return parser.parse_args(["--model", str(checkpoint), "--device", "cpu"])
 
-    def test_each_hole_is_filled_with_its_cost(self, checkpoint: Path) -> None:
-        decoding = Decoding(policy="left-to-right", oracle_length=True)
+    @pytest.mark.parametrize("policy", ["left-to-right", "autoregressive"])
+    def test_each_hole_is_filled_with_its_cost(
+        self, checkpoint: Path, policy: Literal["left-to-right", "autoregressive"]
+    ) -> None:
+        decoding = Decoding(policy=policy, oracle_length=True)
         requests = [decoding.request(prefix="x = ", middle=m) for m in ("1", "sum(numbers)")]
         completer = open_completer(self.completer_arguments(checkpoint))
         fills, interrupted = fill_all(completer, requests)

@@ -59,12 +59,12 @@ def test_the_command_writes_report_and_plot(
     status = main(
         ["sweep", "--data", str(write_problems(human_eval)), "--cut", "single-line", "--limit", "2",
          "--model", str(checkpoint), "--device", "cpu", "--steps", "1", "4", "--thresholds", "0.2",
-         "--entropy-bounds", "--max-new-tokens", "12", "--out", str(stem), "--json"]
+         "--entropy-bounds", "--factors", "1", "--max-new-tokens", "12", "--out", str(stem), "--json"]
     )  # fmt: skip
     assert status == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [point["decoding"] for point in figures["points"]] == [
-        "fixed 1", "fixed 4", "threshold 0.2", "left-to-right",
+        "fixed 1", "fixed 4", "threshold 0.2", "factor 1", "left-to-right",
     ]  # fmt: skip
     assert figures["n"] == 2
     assert figures["points"][0]["forwards_mean"] == 1

@@ -26,8 +26,10 @@ oracles = st.builds(
     InfillRequest,
     prefix=texts,
     length_of=st.text(min_size=1),
-    policy=st.sampled_from(["threshold", "entropy", "left-to-right"]),
+    policy=st.sampled_from(["threshold", "entropy", "factor", "left-to-right", "autoregressive"]),
     entropy_bound=st.floats(0, 1e3),
+    factor=st.floats(0, 100),
+    top_p=st.floats(0.01, 1),
 )
 requests = oracles | st.builds(
     InfillRequest,
@@ -44,7 +46,8 @@ requests = oracles | st.builds(
     max_new_tokens=st.integers(1, 4096),
     candidates=st.integers(1, 16),
     steps=st.none() | st.integers(1, 4096),
-    threshold=st.floats(0, 1),
+    threshold=st.floats(0.5, 1),
+    remask=st.none() | st.floats(0, 0.5),
     temperature=st.floats(0, 10),
     seed=st.integers(),
     deadline_ms=st.none() | st.floats(0, 3.6e6),
@@ -55,6 +58,7 @@ candidates = st.builds(
     confidence=numbers,
     finished=st.booleans(),
     probabilities=st.lists(numbers).map(tuple),
+    score=st.none() | numbers,
 )
 results = st.builds(
     InfillResult,
@@ -128,7 +132,7 @@ def test_an_error_of_no_kind_travels_as_its_base() -> None:
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], sentence: str) -> None:
-    body = {"protocol": 2, "request": {"prefix": "x"}, "frames": False} | change
+    body = {"protocol": 3, "request": {"prefix": "x"}, "frames": False} | change
     with pytest.raises(ProtocolError, match=sentence):
         decode_call(json.dumps(body).encode())
 
@@ -141,7 +145,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_a_number_out_of_range_is_an_invalid_request(value: float) -> None:
-    body = {"protocol": 2, "request": {"prefix": "", "threshold": value}}
+    body = {"protocol": 3, "request": {"prefix": "", "threshold": value}}
     with pytest.raises(api.InvalidRequestError, match="threshold"):
         decode_call(json.dumps(body).encode())
 
