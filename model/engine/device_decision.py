@@ -24,7 +24,23 @@ POLICIES = ("threshold", "entropy", "left-to-right")
 
 def can_decide(params: SamplingParams) -> bool:
     """Whether a sequence's decisions can be made on the device."""
-    return params.steps is None and params.temperature == 0 and params.policy in POLICIES
+    is_adaptive = params.steps is None and params.policy in POLICIES
+    return is_adaptive and params.temperature == 0 and params.remask is None
+
+
+def bound_of(params: SamplingParams) -> float:
+    """The number that the sequence's policy holds its slots against."""
+    return params.entropy_bound if params.policy == "entropy" else params.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRules:
+    """What holds for every canvas."""
+
+    mask_id: int
+    end_id: int
+    forbidden_V: Tensor
+    """bool, on the device: ids that are never generated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,15 @@ from model.api import (
 )
 from model.denoiser import Denoiser
 from model.engine.autoregressive import next_token
-from model.engine.model_runner import ModelRunner, is_out_of_memory
+from model.engine.device_decision import DecisionRules
+from model.engine.graphed_runner import GraphedRunner
+from model.engine.model_runner import DecidedCanvas, ModelRunner, is_out_of_memory
+from model.engine.pace import Pace
 from model.engine.ranking import ranked
 from model.engine.sampler import choose, commit
 from model.engine.scheduler import Scheduler
-from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
-from model.infill import CANVAS_SIZES, CanvasLayout, fitted
+from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence, hole_of_slot
+from model.infill import CANVAS_SIZES, fitted
 from model.tokenizer import CodeTokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,16 +45,25 @@ class Engine:
     """Fills holes with one denoiser. Its methods may be called from any thread."""
 
     def __init__(
-        self, model: Denoiser, tokenizer: CodeTokenizer, *, cache_bytes: int | None = None
+        self,
+        model: Denoiser,
+        tokenizer: CodeTokenizer,
+        *,
+        cache_bytes: int | None = None,
+        is_float8: bool = False,
     ) -> None:
-        """`cache_bytes` is the context cache's budget (None: by what the device has)."""
+        """`cache_bytes` is the context cache's budget (None: by what the device has); `is_float8`
+        rounds the weights of canvas steps, on CUDA."""
         self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
         self._special_ids = tokenizer.special_ids
-        self.runner = ModelRunner(model, cache_bytes=cache_bytes)
-        self._forbidden = torch.zeros(
-            model.config.vocab_size, dtype=torch.bool, device=self.runner.device
-        )
+        device = model.embedding.weight.device
+        self._forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         self._forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
+        self.runner = ModelRunner(model, cache_bytes=cache_bytes)
+        if device.type == "cuda":
+            rules = DecisionRules(self.mask_id, self.end_id, self._forbidden)
+            self.runner = GraphedRunner(model, rules, cache_bytes=cache_bytes, is_float8=is_float8)
+        self._pace = Pace()
         self._forbidden_at_known_length = self._forbidden.clone()
         self._forbidden_at_known_length[tokenizer.end_id] = True
         self._scheduler = Scheduler(MAX_BATCH)
@@ -139,7 +151,9 @@ class Engine:
             return
         canvases = [s for s in batch if not s.is_autoregressive]
         streams = [s for s in batch if s.is_autoregressive]
-        self._forward(canvases, self.runner.denoise, self._advance)
+        ahead = [s for s in canvases if self.runner.decides(s)]
+        self._run_ahead(ahead)
+        self._forward([s for s in canvases if s not in ahead], self.runner.denoise, self._advance)
         self._forward(streams, self.runner.next_logits, self._append)
         for fill in _fills_of(batch):
             if fill.is_done:
@@ -167,6 +181,38 @@ class Engine:
                 advance(sequence, logits[row, : len(sequence.canvas) or None])  # without padding
             except Exception as error:  # its logits or its listener: the other fills go on
                 self._fail([sequence.fill], error)
+
+    def _run_ahead(self, batch: list[Sequence]) -> None:
+        """Several steps of what the runner decides itself, and one look at the canvases."""
+        if not batch:
+            return
+        start = time.monotonic()
+        num_steps = self._pace.steps_ahead(batch, start)
+        try:
+            decided = self.runner.decide(batch, num_steps)
+        except Exception as error:
+            self._give_way(batch, error)
+            return
+        self._pace.saw(num_steps, time.monotonic() - start)
+        self._scheduler.recover()
+        for fill in _fills_of(batch):
+            steps = [d.num_steps for s, d in zip(batch, decided, strict=True) if s.fill is fill]
+            fill.forwards += max(steps)
+        for sequence, canvas in zip(batch, decided, strict=True):
+            try:
+                self._accept(sequence, canvas)
+            except Exception as error:  # as in `_forward`
+                self._fail([sequence.fill], error)
+
+    def _accept(self, sequence: Sequence, decided: DecidedCanvas) -> None:
+        """Take over a canvas that the runner worked on."""
+        if decided.is_broken:
+            raise FloatingPointError("the denoiser produced non-finite logits")
+        sequence.canvas, sequence.confidences = decided.ids, decided.confidences
+        sequence.step += decided.num_steps
+        if self.mask_id not in sequence.canvas:
+            self._pace.finished(sequence.step)
+        self._after_step(sequence)
 
     def _give_way(self, batch: list[Sequence], error: Exception) -> None:
         """A forward failed. Without memory the next step tries again with half the batch; anything
@@ -215,6 +261,9 @@ class Engine:
             while self.mask_id in sequence.canvas:
                 self._decide(sequence, logits_CV)
         sequence.step += 1
+        self._after_step(sequence)
+
+    def _after_step(self, sequence: Sequence) -> None:
         fill = sequence.fill
         if fill.on_step is not None and sequence is fill.sequences[0]:
             fill.on_step(sequence)
@@ -223,7 +272,7 @@ class Engine:
 
     def _decide(self, sequence: Sequence, logits_CV: Tensor) -> None:
         """Put what the sampler is sure of into the canvas: at least one slot."""
-        hole_C = torch.tensor(_hole_of_slot(sequence.layout), device=logits_CV.device)
+        hole_C = torch.tensor(hole_of_slot(sequence.layout), device=logits_CV.device)
         canvas_C = torch.tensor(sequence.canvas, device=logits_CV.device)
         choice = choose(
             logits_CV,
@@ -324,12 +373,3 @@ class Engine:
 def _fills_of(batch: Iterable[Sequence]) -> list[Fill]:
     """The fills that a batch works on, each once."""
     return list(dict.fromkeys(sequence.fill for sequence in batch))
-
-
-def _hole_of_slot(layout: CanvasLayout) -> list[int]:
-    """The hole each slot belongs to, -1 for text between holes."""
-    owner = [-1] * layout.size
-    for index, hole in enumerate(layout.holes()):
-        for slot in hole:
-            owner[slot] = index
-    return owner

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -29,10 +30,10 @@ class GraphedStep:
         self,
         step: Callable[[], None],
         device: torch.device,
-        memory: tuple[int, int] | None = None,
+        memory: Any = None,
     ) -> None:
-        """`memory` (`torch.cuda.graph_pool_handle`) is where recordings that are never replayed at
-        once put their intermediate results."""
+        """`memory` (`torch.cuda.graph_pool_handle()`, whose type has no public name) is where
+        recordings that are never replayed at once put their intermediate results."""
         self._step, self._memory = step, memory
         self._graph: torch.cuda.CUDAGraph | None = None
         self.problem: str | None = None
@@ -40,6 +41,8 @@ class GraphedStep:
         if device.type == "cuda":
             try:
                 self._graph = self._recorded(device)
+            except torch.OutOfMemoryError:
+                raise  # a smaller batch may fit
             except RuntimeError as error:
                 logger.exception("a step could not be recorded: it runs kernel by kernel, slowly")
                 self.problem = f"a step could not be recorded: {error}"

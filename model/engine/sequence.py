@@ -229,3 +229,12 @@ class Fill:
     def is_done(self) -> bool:
         """Whether every candidate is done."""
         return all(sequence.is_done for sequence in self.sequences)
+
+
+def hole_of_slot(layout: CanvasLayout) -> list[int]:
+    """The hole each slot belongs to, -1 for text between holes."""
+    owner = [-1] * layout.size
+    for index, hole in enumerate(layout.holes()):
+        for slot in hole:
+            owner[slot] = index
+    return owner
