@@ -92,7 +92,7 @@ class Canvases:
         ids = torch.where(chosen, tokens, self.ids_BC)
         ended = (after & (ids == end_id)[:, :, None]).any(dim=1)
         self.steps_B.add_(masked.any(dim=1))
-        self.ids_BC.copy_(torch.where(ended & masked & ~chosen, end_id, ids))
+        self.ids_BC.copy_(ids.masked_fill(ended & masked & ~chosen, end_id))
         self.confidences_BC.copy_(torch.where(chosen, confidence, self.confidences_BC))
 
     def _selected(
@@ -104,13 +104,13 @@ class Canvases:
         bound = self.bound_B[:, None]
         policy = self.policy_B[:, None]
         sure = open_now & (confidence > bound.clamp(min=0.0))
-        best = torch.where(open_now, confidence, -1.0).argmax(dim=1, keepdim=True)
+        best = confidence.masked_fill(~open_now, -1.0).argmax(dim=1, keepdim=True)
         sure = sure.scatter(1, best, True) & open_now
         certain = _surest(open_now, entropy, bound)
         leftmost = open_now & (open_now.cumsum(dim=1) == 1)
         chosen = torch.where(policy == 0, sure, torch.where(policy == 1, certain, leftmost))
         open_before = (after & (masked & ~chosen)[:, :, None]).any(dim=1)
-        taken = torch.where(chosen, entropy, 0.0)
+        taken = entropy.masked_fill(~chosen, 0.0)
         largest = taken.amax(dim=1, keepdim=True)
         together = taken.sum(dim=1, keepdim=True) + entropy - torch.maximum(entropy, largest)
         trusted = torch.where(policy == 0, confidence > bound, together <= bound) & (policy != 2)
@@ -136,7 +136,7 @@ def _after(hole_BC: Tensor) -> Tensor:
 def _without_conflicts(chosen: Tensor, is_end: Tensor, confidence: Tensor, after: Tensor) -> Tensor:
     """See `sampler._without_conflicts`."""
     ends, tokens = chosen & is_end, chosen & ~is_end
-    behind = torch.where(after & tokens[:, None, :], confidence[:, None, :], -1.0)
+    behind = confidence[:, None, :].masked_fill(~(after & tokens[:, None, :]), -1.0)
     ends = ends & (confidence > behind.amax(dim=2))
     end_before = (after & ends[:, :, None]).any(dim=1)
     return ends | (tokens & ~end_before)

@@ -23,7 +23,8 @@ from model.engine.kv_cache import PAGE_SIZE
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""Of values around 1. A wrong kernel is off by as much as the values are large."""
+"""Largest difference, as a share of the largest value: far above what plain torch loses by rounding
+after each operation. A wrong kernel is off by as much as the values are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,9 @@ def check(
         if isinstance(found, SlotBeliefs):  # of two tokens alike, rounding may choose another
             found, expected = found.confidence, expected.confidence
         for a, b in zip(_tensors(found), _tensors(expected), strict=True):
-            torch.testing.assert_close(
-                a, b, atol=tolerance, rtol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
-            )
+            error = ((a - b).abs().amax() / b.abs().amax()).item()
+            # NaN is no small error.
+            assert error <= tolerance, f"{name} is off by {error:.1%} from plain torch"
 
 
 def _tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -130,8 +131,8 @@ def _examples(
     forbidden = torch.arange(301, device=device) % 7 == 0
     scale = config.hidden_size**-0.5
     yield "head", (hidden, weight * scale, wanted, ~wanted, forbidden, 300)
-    angles = random(4, rows, slots, dim // 2).float()
-    rotations = Rotations((angles[0].cos(), angles[1].sin()), (angles[2].cos(), angles[3].sin()))
+    left, right = random(2, rows, slots, dim // 2).float()
+    rotations = Rotations((left.cos(), left.sin()), (right.cos(), right.sin()))
     norms = (random(dim), random(dim)) if config.qk_norm else None
     qkv = random(rows, slots, (heads + 2 * groups) * dim)
     yield "split_rotate", (qkv, norms, eps, rotations, heads, groups)

@@ -59,7 +59,8 @@ def test_the_command_writes_report_and_plot(
     status = main(
         ["sweep", "--data", str(write_problems(human_eval)), "--cut", "single-line", "--limit", "2",
          "--model", str(checkpoint), "--device", "cpu", "--steps", "1", "4", "--thresholds", "0.2",
-         "--entropy-bounds", "--factors", "1", "--max-new-tokens", "12", "--out", str(stem), "--json"]
+         "--entropy-bounds", "--factors", "1", "--max-new-tokens", "12", "--out", str(stem),
+         "--json"]
     )  # fmt: skip
     assert status == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

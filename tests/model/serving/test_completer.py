@@ -77,6 +77,31 @@ class TestComplete:
         assert len({c.text for c in first.candidates}) == 4  # each has a seed of its own
         assert second.encoded_tokens == 0
 
+    async def test_candidates_come_best_first(self, completer: EngineCompleter) -> None:
+        request = InfillRequest(
+            prefix="def f(", suffix="):\n", candidates=6, temperature=2.0, max_new_tokens=8
+        )
+        result = await completer.complete(request)
+        scores = [candidate.score for candidate in result.candidates]
+        assert len(scores) > 1
+        assert None not in scores
+        assert scores == sorted(scores, reverse=True)
+        (alone,) = (await completer.complete(InfillRequest(prefix="def f("))).candidates
+        assert alone.score is None
+
+    async def test_the_autoregressive_baseline_takes_a_forward_a_token_and_no_end(
+        self, completer: EngineCompleter
+    ) -> None:
+        request = InfillRequest(
+            prefix="for ", suffix=":", policy="autoregressive", max_new_tokens=7, typed="x"
+        )
+        result = await completer.complete(request)
+        assert result.tokens == result.forwards == 7
+        assert result.candidates[0].text.startswith("x")
+        assert not result.candidates[0].finished
+        known = InfillRequest(prefix="for ", policy="autoregressive", length_of="number in x")
+        assert (await completer.complete(known)).candidates[0].finished
+
     async def test_equal_candidates_are_merged(
         self, completer: EngineCompleter, tokenizer: CodeTokenizer
     ) -> None:
@@ -249,7 +274,8 @@ async def test_a_newer_request_replaces_the_older_one_of_its_client_and_document
 async def test_what_a_person_asked_for_is_urgent_and_gets_the_larger_canvas(
     completer: EngineCompleter,
 ) -> None:
-    auto = completer._fill(InfillRequest(prefix="x"), now=0.0)
+    auto = completer._fill(InfillRequest(prefix="x", client="window"), now=0.0)
+    assert auto.client == "window"
     manual = completer._fill(InfillRequest(prefix="x", priority="manual"), now=0.0)
     assert (auto.urgent, auto.layout.size) == (False, 32)
     assert (manual.urgent, manual.layout.size) == (True, 64)
@@ -298,6 +324,12 @@ class TestFromCheckpoint:
             CheckpointError, match=r"'int8' is not known; use auto, float32 or bfloat16"
         ):
             EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="int8")
+
+    def test_float8_on_a_device_without_it_is_an_error_that_says_what_to_use(
+        self, checkpoint: Path
+    ) -> None:
+        with pytest.raises(CheckpointError, match=r"needs a CUDA card.*use bfloat16"):
+            EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="float8")
 
     def test_a_directory_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="there is no checkpoint directory"):

@@ -18,8 +18,9 @@ CONFIG = DenoiserConfig(
 )
 
 
-def test_tritons_kernels_pass_the_test_that_they_are_chosen_by() -> None:
-    check(triton_kernels(), CONFIG, CPU, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tritons_kernels_pass_the_test_that_they_are_chosen_by(dtype: torch.dtype) -> None:
+    check(triton_kernels(), CONFIG, CPU, dtype)
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(REFERENCE)][1:])
