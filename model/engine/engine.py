@@ -59,10 +59,12 @@ class Engine:
         device = model.embedding.weight.device
         self._forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         self._forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-        self.runner = ModelRunner(model, cache_bytes=cache_bytes)
+        self.runner: ModelRunner
         if device.type == "cuda":
             rules = DecisionRules(self.mask_id, self.end_id, self._forbidden)
             self.runner = GraphedRunner(model, rules, cache_bytes=cache_bytes, is_float8=is_float8)
+        else:
+            self.runner = ModelRunner(model, cache_bytes=cache_bytes)
         self._pace = Pace()
         self._forbidden_at_known_length = self._forbidden.clone()
         self._forbidden_at_known_length[tokenizer.end_id] = True
