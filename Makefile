@@ -3,9 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A real file of this repository, and the rest of one of its lines.
-TRY ?= lsp_server/cli.py:375:22 --until 375:48
+TRY ?= lsp_server/cli.py:377:22 --until 377:48
 
-.PHONY: try test check gpu clean
+.PHONY: try test check gpu gpu-train clean
 
 try: .venv/ready ## set up, then complete a real file and show how the completion was denoised
 	$(BIN)/mezzotint complete $(TRY) --film
@@ -21,8 +21,16 @@ check: .venv/ready-dev ## what a change must pass before it is committed; under 
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not editor"
 
 # On a GPU machine with torch, numpy, tokenizers, safetensors, tqdm and pytest; the other tests' settings
-# and plugins are left aside. A packed corpus lies in corpus/. Run again, it goes on (docs/training.md).
+# and plugins are left aside. What else is there is used: matplotlib (a plot), transformers (the peer),
+# tree-sitter (the language server's requests).
 GPU_PYTHON ?= python3
+gpu: ## the gpu tests, then the benchmarks, into docs/benchmarks; under eight minutes on an H100
+	$(GPU_PYTHON) -m pytest -q -rs -c /dev/null --noconftest --rootdir . tests/model/test_gpu.py
+	$(GPU_PYTHON) -m model.benchmarks --device cuda --out docs/benchmarks
+	if $(GPU_PYTHON) -c 'import tree_sitter'; then \
+	  $(GPU_PYTHON) -m model.benchmarks keystrokes --device cuda --out docs/benchmarks; fi
+
+# There, too. A packed corpus lies in corpus/. Run again, it goes on (docs/training.md).
 GPU_MINUTES ?= 20
 GPU_WINDOWS ?= 64
 # A HumanEval-Infilling file, to score the trained model on; without it nothing is scored.
@@ -30,7 +38,7 @@ GPU_DATA ?=
 GPU_SHAPE := --hidden-size 512 --layers 6 --context-tokens 1024
 # Training goes on from the shipped checkpoint as soon as that has this shape.
 GPU_FROM := $(if $(shell grep '"hidden_size": 512' model/weights/config.json),--from model/weights)
-gpu: ## the gpu tests, then the training of the model to ship, then its score
+gpu-train: ## the gpu tests, then the training of the model to ship, then its score
 	$(GPU_PYTHON) -m pytest -q -rs -c /dev/null --noconftest --rootdir . tests/model/test_gpu.py
 	$(GPU_PYTHON) -m model.training corpus --out runs/gpu $(GPU_SHAPE) $(GPU_FROM) \
 	  --minutes $(GPU_MINUTES) --windows $(GPU_WINDOWS) --device cuda --json

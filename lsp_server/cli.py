@@ -46,6 +46,7 @@ _DELEGATED = {
     "serve": "model.serving.__main__",
     "train": "model.training.__main__",
     "evaluate": "model.evaluation.__main__",
+    "bench": "model.benchmarks.__main__",
 }
 """Commands that are modules of their own, with their own command line: they also run as
 `python -m model.serving` where no language server is installed."""
@@ -104,6 +105,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     commands.add_parser("serve", help="the HTTP engine", add_help=False)
     commands.add_parser("train", help="train a model on folders of code", add_help=False)
     commands.add_parser("evaluate", help="measure how good the model is", add_help=False)
+    commands.add_parser("bench", help="measure how fast the engine is", add_help=False)
 
     doctor = commands.add_parser("doctor", help="check the installation, say what to do about it")
     doctor.set_defaults(run=run_doctor)

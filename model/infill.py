@@ -16,7 +16,7 @@ With several holes the text between them lies in the canvas, clamped:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.api import InvalidRequestError
 from model.tokenizer import CodeTokenizer
@@ -69,6 +69,8 @@ class CanvasLayout:
     """Slots of each hole."""
     between: tuple[tuple[int, ...], ...] = ()
     """Token ids between neighbouring holes."""
+    hole_of_slot: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The hole each slot belongs to, -1 for text between holes."""
 
     def __post_init__(self) -> None:
         if len(self.between) != len(self.slots) - 1:
@@ -76,6 +78,10 @@ class CanvasLayout:
                 f"{len(self.slots)} holes need {len(self.slots) - 1} texts between them, "
                 f"not {len(self.between)}"
             )
+        owner = [-1] * self.size
+        for index, hole in enumerate(self.holes()):
+            owner[hole.start : hole.stop] = [index] * len(hole)
+        object.__setattr__(self, "hole_of_slot", tuple(owner))
 
     @classmethod
     def for_holes(

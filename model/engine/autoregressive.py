@@ -1,4 +1,4 @@
-"""The next token of a causal stream: how the autoregressive baseline chooses.
+"""The next tokens of causal streams: how the autoregressive baseline chooses.
 
 The same weights and the same cache as denoising, but one token a forward, appended to the prefix
 stream, and the suffix unseen.
@@ -6,40 +6,30 @@ stream, and the suffix unseen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+
 import torch
 from torch import Tensor
 
-from model.engine.sequence import SamplingParams
+from model.engine.sampler import SamplingRows, Vocabulary, pick
+from model.engine.sequence import Sequence
 
 
-def next_token(
-    logits_V: Tensor, params: SamplingParams, position: int, forbidden_V: Tensor
-) -> tuple[int, float]:
-    """A token and its probability: the likeliest, or one drawn at the temperature from the
-    smallest set that has `top_p` of the probability (Holtzman et al., arXiv 1904.09751).
+@torch.inference_mode()
+def next_tokens(
+    batch: Items[Sequence], logits_BV: Tensor, vocabulary: Vocabulary
+) -> list[tuple[int, float] | None]:
+    """A token and its probability for each sequence; None where the logits are not finite.
 
-    `position` counts the tokens before it: the same seed draws the same token there. Raises
-    `FloatingPointError` on non-finite logits.
+    The likeliest one, or one drawn as `pick` does. There is no `<eom>`: causal streams never saw
+    one in training.
     """
-    logits = logits_V.float().masked_fill(forbidden_V, float("-inf"))
-    probabilities = logits.softmax(dim=-1)
-    if params.temperature > 0:
-        token = _drawn(logits, params, position)
-    else:
-        token = int(probabilities.argmax())
-    probability = float(probabilities[token])
-    if not probability >= 0:
-        raise FloatingPointError("the denoiser produced non-finite logits")
-    return token, probability
-
-
-def _drawn(logits_V: Tensor, params: SamplingParams, position: int) -> int:
-    seed = (params.seed * 1_000_003 + position) % 2**63
-    generator = torch.Generator(logits_V.device).manual_seed(seed)
-    # From the top down: a tiny temperature would divide positive logits up to infinity.
-    tempered = ((logits_V - logits_V.amax()) / params.temperature).softmax(dim=-1)
-    descending, order = tempered.nan_to_num(0.0).sort(descending=True)
-    descending[1:][descending.cumsum(0)[:-1] >= params.top_p] = 0
-    if not descending.sum() > 0:
-        raise FloatingPointError("the denoiser produced non-finite logits")
-    return int(order[torch.multinomial(descending, 1, generator=generator)])
+    forbidden = vocabulary.forbidden.clone()
+    forbidden[vocabulary.end_id] = True
+    logits = logits_BV.float().masked_fill(forbidden, float("-inf"))[:, None]
+    rows = SamplingRows([s.params for s in batch], logits.device)
+    step = torch.tensor([[s.step] for s in batch], device=logits.device)
+    tokens, probability, log_total = pick(logits, rows, step)
+    columns = (tokens, probability, torch.isfinite(log_total))
+    found = zip(*(column[:, 0].tolist() for column in columns), strict=True)
+    return [(token, chance) if is_finite else None for token, chance, is_finite in found]

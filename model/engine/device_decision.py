@@ -1,6 +1,6 @@
 """What `sampler` decides, for a whole batch and without waiting for the device.
 
-The rules are `sampler.choose` and `sampler.commit`, and a property test holds the two together.
+The rules are `sampler.decide`'s, and a property test holds the two together.
 Here they take tensors alone and give tensors of the same shapes, so that forward and decision can
 be recorded as one step, and steps follow one another without Python looking at a result. Covered is
 what needs no more of the logits than `SlotBeliefs`: the likeliest token under an adaptive policy.
@@ -31,16 +31,6 @@ def can_decide(params: SamplingParams) -> bool:
 def bound_of(params: SamplingParams) -> float:
     """The number that the sequence's policy holds its slots against."""
     return params.entropy_bound if params.policy == "entropy" else params.threshold
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionRules:
-    """What holds for every canvas."""
-
-    mask_id: int
-    end_id: int
-    forbidden_V: Tensor
-    """bool, on the device: ids that are never generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +88,7 @@ class Canvases:
     def _selected(
         self, masked: Tensor, is_end: Tensor, confidence: Tensor, entropy: Tensor, after: Tensor
     ) -> Tensor:
-        """See `sampler._select`."""
+        """See `sampler`: ends wait for what is open before them."""
         waits = is_end & (after & masked[:, :, None]).any(dim=1)
         open_now = masked & ~waits
         bound = self.bound_B[:, None]

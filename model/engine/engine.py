@@ -22,15 +22,14 @@ from model.api import (
     SupersededError,
 )
 from model.denoiser import Denoiser
-from model.engine.autoregressive import next_token
-from model.engine.device_decision import DecisionRules
+from model.engine.autoregressive import next_tokens
 from model.engine.graphed_runner import GraphedRunner
 from model.engine.model_runner import DecidedCanvas, ModelRunner, is_out_of_memory
 from model.engine.pace import Pace
 from model.engine.ranking import ranked
-from model.engine.sampler import choose, commit
+from model.engine.sampler import CanvasBatch, Vocabulary, decide
 from model.engine.scheduler import Scheduler
-from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence, hole_of_slot
+from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CANVAS_SIZES, fitted
 from model.tokenizer import CodeTokenizer
 
@@ -39,6 +38,7 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 16
 IDLE_S = 1.0
 """Seconds without work after which the cache's books are checked."""
+NOT_FINITE = "the denoiser produced non-finite logits"
 
 
 class Engine:
@@ -54,20 +54,21 @@ class Engine:
     ) -> None:
         """`cache_bytes` is the context cache's budget (None: by what the device has); `is_float8`
         rounds the weights of canvas steps, on CUDA."""
-        self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
         self._special_ids = tokenizer.special_ids
         device = model.embedding.weight.device
-        self._forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
-        self._forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
+        forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
+        forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
+        self.vocabulary = Vocabulary(
+            mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden
+        )
         self.runner: ModelRunner
         if device.type == "cuda":
-            rules = DecisionRules(self.mask_id, self.end_id, self._forbidden)
-            self.runner = GraphedRunner(model, rules, cache_bytes=cache_bytes, is_float8=is_float8)
+            self.runner = GraphedRunner(
+                model, self.vocabulary, cache_bytes=cache_bytes, is_float8=is_float8
+            )
         else:
             self.runner = ModelRunner(model, cache_bytes=cache_bytes)
         self._pace = Pace()
-        self._forbidden_at_known_length = self._forbidden.clone()
-        self._forbidden_at_known_length[tokenizer.end_id] = True
         self._scheduler = Scheduler(MAX_BATCH)
         self._futures: dict[int, Future[list[FilledHoles]]] = {}
         self._replaced: list[Fill] = []
@@ -155,7 +156,7 @@ class Engine:
         streams = [s for s in batch if s.is_autoregressive]
         ahead = [s for s in canvases if self.runner.decides(s)]
         self._run_ahead(ahead)
-        self._forward([s for s in canvases if s not in ahead], self.runner.denoise, self._advance)
+        self._forward([s for s in canvases if s not in ahead], self.runner.denoise, self._commit)
         self._forward(streams, self.runner.next_logits, self._append)
         for fill in _fills_of(batch):
             if fill.is_done:
@@ -165,24 +166,20 @@ class Engine:
         self,
         batch: list[Sequence],
         forward: Callable[[list[Sequence]], Tensor],
-        advance: Callable[[Sequence, Tensor], None],
+        take: Callable[[list[Sequence], Tensor], None],
     ) -> None:
-        """Run one forward and have each sequence take its row of the logits."""
+        """Run one forward and have the sequences take what its logits say."""
         if not batch:
             return
         try:
             logits = forward(batch)
+            for fill in _fills_of(batch):
+                fill.forwards += 1
+            take(batch, logits)
         except Exception as error:
             self._give_way(batch, error)
-            return
-        self._scheduler.recover()
-        for fill in _fills_of(batch):
-            fill.forwards += 1
-        for row, sequence in enumerate(batch):
-            try:
-                advance(sequence, logits[row, : len(sequence.canvas) or None])  # without padding
-            except Exception as error:  # its logits or its listener: the other fills go on
-                self._fail([sequence.fill], error)
+        else:
+            self._scheduler.recover()
 
     def _run_ahead(self, batch: list[Sequence]) -> None:
         """Several steps of what the runner decides itself, and one look at the canvases."""
@@ -201,20 +198,18 @@ class Engine:
             steps = [d.num_steps for s, d in zip(batch, decided, strict=True) if s.fill is fill]
             fill.forwards += max(steps)
         for sequence, canvas in zip(batch, decided, strict=True):
-            try:
-                self._accept(sequence, canvas)
-            except Exception as error:  # as in `_forward`
-                self._fail([sequence.fill], error)
+            self._accept(sequence, canvas)
 
     def _accept(self, sequence: Sequence, decided: DecidedCanvas) -> None:
         """Take over a canvas that the runner worked on."""
         if decided.is_broken:
-            raise FloatingPointError("the denoiser produced non-finite logits")
+            self._fail([sequence.fill], FloatingPointError(NOT_FINITE))
+            return
         sequence.canvas, sequence.confidences = decided.ids, decided.confidences
         sequence.step += decided.num_steps
-        if self.mask_id not in sequence.canvas:
+        if self._told(sequence) and self.vocabulary.mask_id not in sequence.canvas:
             self._pace.finished(sequence.step)
-        self._after_step(sequence)
+            self._close_canvas(sequence)
 
     def _give_way(self, batch: list[Sequence], error: Exception) -> None:
         """A forward failed. Without memory the next step tries again with half the batch; anything
@@ -241,66 +236,67 @@ class Engine:
         with self._work:
             self._end(fill, outputs)
 
-    def _append(self, sequence: Sequence, logits_V: Tensor) -> None:
-        """Put the next token of an autoregressive sequence behind its prefix stream."""
-        token, probability = next_token(
-            logits_V, sequence.params, len(sequence.committed), self._forbidden_at_known_length
-        )
-        sequence.append(token, probability)
-        if len(sequence.prefix) > self.runner.max_context:  # its far edge goes: another stream
-            self.runner.close_context(sequence)
-            sequence.prefix = fitted(sequence.prefix, self.runner.max_context)
-        if sequence.fill.on_step is not None and sequence is sequence.fill.sequences[0]:
-            sequence.fill.on_step(sequence)
-        if len(sequence.committed) >= sequence.max_tokens:
-            self._conclude(sequence)
+    def _append(self, batch: list[Sequence], logits_BV: Tensor) -> None:
+        """Put the next token of autoregressive sequences behind their prefix streams."""
+        found = next_tokens(batch, logits_BV, self.vocabulary)
+        for sequence, token_and_probability in zip(batch, found, strict=True):
+            if token_and_probability is None:
+                self._fail([sequence.fill], FloatingPointError(NOT_FINITE))
+                continue
+            sequence.append(*token_and_probability)
+            if len(sequence.prefix) > self.runner.max_context:  # its far edge goes: another stream
+                self.runner.close_context(sequence)
+                sequence.prefix = fitted(sequence.prefix, self.runner.max_context)
+            if self._told(sequence) and len(sequence.committed) >= sequence.max_tokens:
+                self._conclude(sequence)
 
-    def _advance(self, sequence: Sequence, logits_CV: Tensor) -> None:
-        """Commit this step's slots of one sequence; close its canvas when none is masked."""
-        self._decide(sequence, logits_CV)
-        if sequence.step + 1 == sequence.params.steps:
-            # An end that lost to a token behind it is still open, and this was the last forward.
-            while self.mask_id in sequence.canvas:
-                self._decide(sequence, logits_CV)
-        sequence.step += 1
-        self._after_step(sequence)
+    def _commit(self, batch: list[Sequence], logits_BCV: Tensor) -> None:
+        """Decide this step's slots of every canvas; close the canvases without masks."""
+        for row in self._decide(batch, logits_BCV):
+            sequence = batch[row]
+            if sequence.step == sequence.params.steps:
+                # An end that lost to a token behind it is still open; this was the last forward.
+                while self.vocabulary.mask_id in sequence.canvas:
+                    self._decide([sequence], logits_BCV[row, None])
+            if self._told(sequence) and self.vocabulary.mask_id not in sequence.canvas:
+                self._close_canvas(sequence)
 
-    def _after_step(self, sequence: Sequence) -> None:
+    def _decide(self, batch: list[Sequence], logits_BCV: Tensor) -> list[int]:
+        """Put what the sampler is sure of into the canvases: at least one slot in each. Returns
+        the rows for which that went well; the others' fills are ended."""
+        canvases = CanvasBatch.of(batch, self.vocabulary.end_id, logits_BCV.device)
+        broken = decide(canvases, logits_BCV[:, : canvases.ids.shape[1]], self.vocabulary).tolist()
+        ids, confidences = canvases.ids.tolist(), canvases.confidence.tolist()
+        fixed = canvases.fixed.tolist()
+        for row, sequence in enumerate(batch):
+            if broken[row]:
+                self._fail([sequence.fill], FloatingPointError(NOT_FINITE))
+                continue
+            size = len(sequence.canvas)
+            sequence.canvas = ids[row][:size]
+            sequence.confidences = confidences[row][:size]
+            sequence.fixed = fixed[row][:size]
+            sequence.step += 1
+        return [row for row in range(len(batch)) if not broken[row]]
+
+    def _told(self, sequence: Sequence) -> bool:
+        """Tell the fill's listener of a step; False where that ended the fill."""
         fill = sequence.fill
         if fill.on_step is not None and sequence is fill.sequences[0]:
-            fill.on_step(sequence)
-        if self.mask_id not in sequence.canvas:
-            self._close_canvas(sequence)
-
-    def _decide(self, sequence: Sequence, logits_CV: Tensor) -> None:
-        """Put what the sampler is sure of into the canvas: at least one slot."""
-        hole_C = torch.tensor(hole_of_slot(sequence.layout), device=logits_CV.device)
-        canvas_C = torch.tensor(sequence.canvas, device=logits_CV.device)
-        choice = choose(
-            logits_CV,
-            canvas_C,
-            hole_C,
-            sequence.params,
-            sequence.step,
-            mask_id=self.mask_id,
-            end_id=self.end_id,
-            forbidden=self._forbidden_at_known_length
-            if sequence.params.length is not None
-            else self._forbidden,
-        )
-        new_canvas = commit(choice, canvas_C, hole_C, mask_id=self.mask_id, end_id=self.end_id)
-        chosen, confidence = choice.chosen.tolist(), choice.confidence.tolist()
-        sequence.canvas = new_canvas.tolist()
-        sequence.confidences = [
-            new if is_chosen else old
-            for new, is_chosen, old in zip(confidence, chosen, sequence.confidences, strict=True)
-        ]
+            try:
+                fill.on_step(sequence)
+            except Exception as error:  # the other fills go on
+                self._fail([fill], error)
+                return False
+        return True
 
     def _close_canvas(self, sequence: Sequence) -> None:
         """A canvas without masks: done, or, for a lone hole without an end, on to a further one."""
         self.runner.close_context(sequence)
         if not sequence.go_on(
-            mask_id=self.mask_id, end_id=self.end_id, max_context=self.runner.max_context
+            mask_id=self.vocabulary.mask_id,
+            end_id=self.vocabulary.end_id,
+            max_context=self.runner.max_context,
         ):
             self._conclude(sequence)
 
@@ -329,13 +325,13 @@ class Engine:
         return Sequence.of(
             fill,
             params,
-            mask_id=self.mask_id,
-            end_id=self.end_id,
+            mask_id=self.vocabulary.mask_id,
+            end_id=self.vocabulary.end_id,
             max_context=self.runner.max_context,
         )
 
     def _output(self, sequence: Sequence) -> FilledHoles:
-        return sequence.as_it_stands(mask_id=self.mask_id, end_id=self.end_id)
+        return sequence.as_it_stands(mask_id=self.vocabulary.mask_id, end_id=self.vocabulary.end_id)
 
     # ---- endings (the lock is held) ------------------------------------------------------
 

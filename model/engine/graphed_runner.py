@@ -18,7 +18,6 @@ from model.denoiser import Denoiser
 from model.engine.device_decision import (
     POLICIES,
     Canvases,
-    DecisionRules,
     bound_of,
     can_decide,
 )
@@ -27,7 +26,8 @@ from model.engine.kernels.choice import kernels_for
 from model.engine.kernels.reference import PagedStreams
 from model.engine.model_runner import DecidedCanvas, ModelRunner
 from model.engine.paged_denoiser import CanvasBatch, PagedDenoiser
-from model.engine.sequence import Sequence, hole_of_slot
+from model.engine.sampler import Vocabulary
+from model.engine.sequence import Sequence
 
 _S = TypeVar("_S", "_LogitsStep", "_DecidingStep")
 
@@ -154,7 +154,7 @@ class _DecidingStep(_Recording):
             self._denoiser.embedding,
             self.canvases.open_slots(rules.mask_id).flatten(),
             self.canvases.endless_slots(rules.mask_id, rules.end_id).flatten(),
-            rules.forbidden_V,
+            rules.forbidden,
             rules.end_id,
         )
         self.canvases.commit(beliefs, rules.mask_id, rules.end_id)
@@ -163,7 +163,7 @@ class _DecidingStep(_Recording):
         super().load(batch)
         params, canvases = [s.params for s in batch], self.canvases
         _fill(canvases.confidences_BC, [s.confidences for s in batch])
-        _fill(canvases.hole_BC, [hole_of_slot(s.layout) for s in batch], behind=-1)
+        _fill(canvases.hole_BC, [list(s.layout.hole_of_slot) for s in batch], behind=-1)
         _fill(canvases.policy_B, [POLICIES.index(p.policy) for p in params])
         _fill(canvases.bound_B, [bound_of(p) for p in params])
         _fill(canvases.never_ends_B, [p.length is not None for p in params])
@@ -222,7 +222,7 @@ class GraphedRunner(ModelRunner):
     def __init__(
         self,
         model: Denoiser,
-        rules: DecisionRules,
+        rules: Vocabulary,
         *,
         cache_bytes: int | None = None,
         is_float8: bool = False,

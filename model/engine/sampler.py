@@ -1,213 +1,173 @@
-"""From logits to committed slots: the choice of tokens and the unmasking policies.
+"""From logits to committed slots: one step of the one denoising loop, for a whole batch.
 
-One step of the one denoising loop. A policy says how many slots to trust; the rules that keep a
-canvas well formed (nothing after `<eom>` but `<eom>`, no clamped slot changed) hold for all.
+A policy says how many slots to trust; the rules that keep a canvas well formed (nothing after
+`<eom>` but `<eom>`, no clamped slot changed) hold for all. Shapes are static and no value is looked
+at from the host, so that a captured graph can hold forward and decision.
+
+Shape letters: B rows (canvases), C slots, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from model.engine.sequence import SamplingParams
+from model.engine.policies import OpenSlots, UnmaskPolicy, policy_of
+from model.engine.sequence import SamplingParams, Sequence
 
 
-class UnmaskPolicy(Protocol):
-    """Which masked slots a step commits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The ids that decisions turn on."""
 
-    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
-        """Slots (C,) to commit, given the confidence of every slot (C,), -1 where none is to be
-        chosen, and its probabilities (C, V). Commits at least one slot."""
-        ...
-
-    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
-        """Slots (C,) sure enough for one of them to be committed beside the chosen ones."""
-        ...
+    mask_id: int
+    end_id: int
+    forbidden: Tensor
+    """(V,) bool: ids that are never generated."""
 
 
-@dataclass(frozen=True, slots=True)
-class ThresholdPolicy:
-    """Commit every slot more confident than `threshold` (Fast-dLLM, arXiv 2505.22618, 3.3)."""
+class SamplingRows:
+    """How each row of a batch draws its tokens. Stays the same while the batch does."""
 
-    threshold: float
+    def __init__(self, params: Items[SamplingParams], device: torch.device) -> None:
+        self.policy: UnmaskPolicy = policy_of(params, device)
+        self.draws = any(p.temperature > 0 for p in params)
+        self.cuts = self.draws and any(p.top_p < 1 for p in params)
+        self.remasks = any(p.remask is not None for p in params)
 
-    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
-        """See `UnmaskPolicy.select`."""
-        chosen = confidence_C > max(self.threshold, 0.0)
-        chosen[confidence_C.argmax()] = True
-        return chosen
+        def column(values: list[float], is_used: bool) -> Tensor:
+            # Only what somebody asks for goes to the device: each costs a transfer.
+            return torch.tensor(values if is_used else [], device=device)[:, None]
 
-    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
-        """See `UnmaskPolicy.trusts`."""
-        return confidence_C > self.threshold
-
-
-@dataclass(frozen=True, slots=True)
-class EntropyBoundPolicy:
-    """Commit the surest slots whose joint error is bounded (EB-Sampler, arXiv 2505.24857, eq. 9):
-    in order of entropy, as long as sum - max of the entropies is at most `bound` nats."""
-
-    bound: float
-
-    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
-        """See `UnmaskPolicy.select`."""
-        is_open = confidence_C >= 0
-        entropy_C = _entropy(probabilities_CV).masked_fill(~is_open, float("inf"))
-        ascending, order = entropy_C.sort(stable=True)
-        # In ascending order the largest entropy of a set is its last one's.
-        fits = (ascending.cumsum(0) - ascending <= self.bound) & is_open[order]
-        fits[0] = True  # alone a slot costs nothing; rounding must not say otherwise
-        chosen = torch.zeros_like(is_open)
-        chosen[order[fits]] = True
-        return chosen
-
-    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
-        """See `UnmaskPolicy.trusts`."""
-        entropy_C = _entropy(probabilities_CV)
-        taken = entropy_C[chosen_C]
-        largest = taken.amax() if len(taken) else entropy_C.new_zeros(())
-        return taken.sum() + entropy_C - torch.maximum(entropy_C, largest) <= self.bound
+        self.temperature = column([p.temperature for p in params], self.draws)
+        self.seed = column([p.seed % 2**63 for p in params], self.draws)
+        self.top_p = column([p.top_p for p in params], self.cuts)
+        self.remask = column([p.remask or 0.0 for p in params], self.remasks)
 
 
-@dataclass(frozen=True, slots=True)
-class LeftToRightPolicy:
-    """Commit the leftmost open slot and nothing else: the denoiser as an autoregressive model,
-    the baseline that parallel commits are measured against."""
+@dataclass(slots=True, kw_only=True)
+class CanvasBatch:
+    """The canvases of a batch, the smaller ones padded to the largest, and their state."""
 
-    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
-        """See `UnmaskPolicy.select`."""
-        is_open = confidence_C >= 0
-        return is_open & (is_open.cumsum(0) == 1)
-
-    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
-        """See `UnmaskPolicy.trusts`."""
-        return torch.zeros_like(chosen_C)
-
-
-@dataclass(frozen=True, slots=True)
-class FixedStepsPolicy:
-    """Finish a canvas in `steps` steps, the most confident slots first (LLaDA, arXiv 2502.09992,
-    low-confidence remasking)."""
-
-    steps: int
-
-    def select(self, confidence_C: Tensor, probabilities_CV: Tensor, step: int) -> Tensor:
-        """See `UnmaskPolicy.select`."""
-        num_open = int((confidence_C >= 0).sum())
-        left = max(self.steps - step, 1)
-        chosen = torch.zeros_like(confidence_C, dtype=torch.bool)
-        chosen[confidence_C.topk(-(-num_open // left)).indices] = True
-        return chosen
-
-    def trusts(self, chosen_C: Tensor, confidence_C: Tensor, probabilities_CV: Tensor) -> Tensor:
-        """See `UnmaskPolicy.trusts`."""
-        return torch.ones_like(chosen_C)
-
-
-def policy_of(params: SamplingParams) -> UnmaskPolicy:
-    """The policy a sequence asks for."""
-    if params.steps is not None:
-        return FixedStepsPolicy(params.steps)
-    if params.policy == "entropy":
-        return EntropyBoundPolicy(params.entropy_bound)
-    if params.policy == "left-to-right":
-        return LeftToRightPolicy()
-    return ThresholdPolicy(params.threshold)
-
-
-def _entropy(probabilities_CV: Tensor) -> Tensor:
-    """Entropy (C,) of each slot, in nats."""
-    return torch.special.entr(probabilities_CV).sum(dim=-1)
-
-
-@dataclass(frozen=True, slots=True)
-class StepChoice:
-    """What one step commits on one canvas."""
-
-    chosen: Tensor
-    """(C,) bool, slots to commit now."""
-    tokens: Tensor
-    """(C,) their tokens."""
+    ids: Tensor
+    """(B, C); the mask id where undecided, `<eom>` in the padding."""
     confidence: Tensor
-    """(C,) the probability of each."""
+    """(B, C) probability each slot was committed with; 1 for clamped ones."""
+    fixed: Tensor
+    """(B, C) bool: slots that are clamped, or were re-masked once: what is in them stays."""
+    after: Tensor
+    """(B, C, C) bool: [b, i, j] says that slot j comes after slot i in the same hole."""
+    step: Tensor
+    """(B, 1) steps each canvas has had."""
+    no_end: Tensor | None
+    """(B, 1) bool: rows whose length is known, which generate no `<eom>`; None where none is."""
+    rows: SamplingRows
+
+    @classmethod
+    def of(cls, batch: Items[Sequence], end_id: int, device: torch.device) -> CanvasBatch:
+        """The canvases of sequences, as they stand."""
+        size = max(len(s.canvas) for s in batch)
+
+        def padded(rows: Items[Items[float]], filler: float) -> Tensor:
+            padding = [[*row, *[filler] * (size - len(row))] for row in rows]
+            return torch.tensor(padding, device=device)
+
+        hole = padded([s.layout.hole_of_slot for s in batch], -1)
+        order = torch.arange(size, device=device)
+        known = [[s.params.length is not None] for s in batch]
+        return cls(
+            ids=padded([s.canvas for s in batch], end_id),
+            confidence=padded([s.confidences for s in batch], 1.0),
+            fixed=padded([s.fixed for s in batch], True),
+            after=(hole[:, :, None] == hole[:, None, :]) & (order > order[:, None]),
+            step=torch.tensor([[s.step] for s in batch], device=device),
+            no_end=torch.tensor(known, device=device) if [True] in known else None,
+            rows=SamplingRows([s.params for s in batch], device),
+        )
 
 
-def choose(
-    logits_CV: Tensor,
-    canvas_C: Tensor,
-    hole_C: Tensor,
-    params: SamplingParams,
-    step: int,
-    *,
-    mask_id: int,
-    end_id: int,
-    forbidden: Tensor,
-) -> StepChoice:
-    """Pick a token for every masked slot of one canvas and the slots to commit.
+@torch.inference_mode()
+def decide(canvases: CanvasBatch, logits_BCV: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Commit this step's slots, in place: at least one in each row that has a masked one.
 
-    `hole_C` numbers each slot's hole, -1 for text between holes. `forbidden` (V,) marks ids that
-    are never generated. Raises `FloatingPointError` on non-finite logits.
+    Returns the rows (B,) whose logits are not finite; their canvases mean nothing any more.
     """
-    masked = canvas_C == mask_id
-    after = _after_in_hole(hole_C)
-    is_token = ~masked & (canvas_C != end_id)
-    logits = logits_CV.float().masked_fill(forbidden, float("-inf"))
-    # A span cannot end before a token that is already committed.
-    ends_too_early = (after & is_token).any(dim=1)
-    logits[ends_too_early, end_id] = float("-inf")
-    probabilities = logits.softmax(dim=-1)
-    if not torch.isfinite(probabilities[masked]).all():
-        raise FloatingPointError("the denoiser produced non-finite logits")
-    if params.temperature > 0:
-        tokens = _drawn(logits, params, step)
-        confidence = probabilities.gather(1, tokens[:, None])[:, 0]
-    else:
-        confidence, tokens = probabilities.max(dim=-1)
+    mask_id, end_id = vocabulary.mask_id, vocabulary.end_id
+    masked = canvases.ids == mask_id
+    logits = _allowed(canvases, logits_BCV, masked, vocabulary)
+    tokens, confidence, log_total = pick(logits, canvases.rows, canvases.step)
     is_end = tokens == end_id
-    chosen = _select(policy_of(params), masked, is_end, confidence, probabilities, after, step)
-    return StepChoice(_without_conflicts(chosen, is_end, confidence, after), tokens, confidence)
+    entropy = _entropy(logits, log_total) if canvases.rows.policy.needs_entropy else None
+    chosen = _select(canvases, masked, is_end, confidence, entropy)
+    chosen = _without_conflicts(chosen, is_end, confidence, canvases.after)
+    doubted = _doubted(canvases, masked, logits, log_total, end_id)
+
+    ids = torch.where(chosen, tokens, canvases.ids)
+    canvases.confidence = torch.where(chosen, confidence, canvases.confidence)
+    ended = _any_before(canvases.after, ids == end_id)
+    ids = torch.where(ended & (ids == mask_id), end_id, ids)
+    if doubted is not None:
+        ids = torch.where(doubted, mask_id, ids)
+        canvases.fixed = canvases.fixed | doubted
+    canvases.ids = ids
+    canvases.step = canvases.step + 1
+    return (masked & ~torch.isfinite(log_total)).any(dim=1)
+
+
+def pick(logits_BCV: Tensor, rows: SamplingRows, step_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A token for every slot (B, C), its probability (B, C), and the logits' logsumexp (B, C).
+
+    A row takes the likeliest token, or draws one where its temperature is above 0: the same one for
+    the same seed, step and slot, whatever else is in the batch. The probability is the model's own,
+    before temperature and top-p.
+    """
+    log_total = logits_BCV.logsumexp(dim=-1)
+    top, tokens = logits_BCV.max(dim=-1)
+    if not rows.draws:
+        return tokens, (top - log_total).exp(), log_total
+    drawn = _drawn(logits_BCV, top, rows, step_B1)
+    tokens = torch.where(rows.temperature > 0, drawn, tokens)
+    found = logits_BCV.gather(-1, tokens[..., None])[..., 0]
+    return tokens, (found - log_total).exp(), log_total
+
+
+def _allowed(
+    canvases: CanvasBatch, logits_BCV: Tensor, masked: Tensor, vocabulary: Vocabulary
+) -> Tensor:
+    """Logits (B, C, V) without what must not be written."""
+    logits = logits_BCV.float().masked_fill(vocabulary.forbidden, float("-inf"))
+    # A span cannot end before a token that is already committed.
+    is_token = ~masked & (canvases.ids != vocabulary.end_id)
+    no_end = (canvases.after & is_token[:, None, :]).any(dim=2)
+    if canvases.no_end is not None:
+        no_end = no_end | canvases.no_end
+    logits[..., vocabulary.end_id].masked_fill_(no_end, float("-inf"))
+    return logits
 
 
 def _select(
-    policy: UnmaskPolicy,
+    canvases: CanvasBatch,
     masked: Tensor,
     is_end: Tensor,
     confidence: Tensor,
-    probabilities: Tensor,
-    after: Tensor,
-    step: int,
+    entropy: Tensor | None,
 ) -> Tensor:
-    """The masked slots (C,) a policy commits, ends only where nothing before them is open.
+    """The masked slots (B, C) a policy commits, ends only where nothing before them is open.
 
     An end further right only says that the span is no longer than that; committing it makes the
     next shorter one likelier, and an unsure model would talk itself into an empty span.
     """
-    waits = is_end & (after & masked[:, None]).any(dim=0)
-    open_now = masked & ~waits
+    after, policy = canvases.after, canvases.rows.policy
+    open_now = masked & ~(is_end & _any_before(after, masked))
     choosable = torch.where(open_now, confidence, -1.0)
-    chosen = policy.select(choosable, probabilities, step) & open_now
-    open_before = (after & (masked & ~chosen)[:, None]).any(dim=0)
-    trusted = policy.trusts(chosen, confidence, probabilities)
+    slots = OpenSlots(choosable, entropy, canvases.step)
+    chosen = policy.select(slots) & open_now
+    open_before = _any_before(after, masked & ~chosen)
+    trusted = policy.trusts(slots, confidence, chosen)
     return chosen | (masked & is_end & ~open_before & trusted)
-
-
-def _drawn(logits_CV: Tensor, params: SamplingParams, step: int) -> Tensor:
-    """A token for every slot (C,) at the temperature, the same ones for the same seed and step."""
-    seed = (params.seed * 1_000_003 + step) % 2**63
-    generator = torch.Generator(logits_CV.device).manual_seed(seed)
-    # From the top down: a tiny temperature would divide positive logits up to infinity.
-    below_top = logits_CV - logits_CV.amax(dim=-1, keepdim=True)
-    tempered = (below_top / params.temperature).softmax(dim=-1)
-    return torch.multinomial(tempered, 1, generator=generator)[:, 0]
-
-
-def _after_in_hole(hole_C: Tensor) -> Tensor:
-    """(C, C) bool: [i, j] says that slot j comes after slot i in the same hole."""
-    order = torch.arange(len(hole_C), device=hole_C.device)
-    return (hole_C[:, None] == hole_C[None, :]) & (order[None, :] > order[:, None])
 
 
 def _without_conflicts(chosen: Tensor, is_end: Tensor, confidence: Tensor, after: Tensor) -> Tensor:
@@ -216,16 +176,63 @@ def _without_conflicts(chosen: Tensor, is_end: Tensor, confidence: Tensor, after
     The most confident slot of the step always survives, so a step never commits nothing.
     """
     ends, tokens = chosen & is_end, chosen & ~is_end
-    best_token_after = torch.where(after & tokens, confidence, -1.0).amax(dim=1)
-    ends = ends & (confidence > best_token_after)
-    end_before = (after & ends[:, None]).any(dim=0)
-    return ends | (tokens & ~end_before)
+    rival = torch.where(after & tokens[:, None, :], confidence[:, None, :], -1.0).amax(dim=2)
+    ends = ends & (confidence > rival)
+    return ends | (tokens & ~_any_before(after, ends))
 
 
-def commit(
-    choice: StepChoice, canvas_C: Tensor, hole_C: Tensor, *, mask_id: int, end_id: int
-) -> Tensor:
-    """The canvas after the step (C,): chosen tokens in place, and `<eom>` after every end."""
-    canvas = torch.where(choice.chosen, choice.tokens, canvas_C)
-    ended = (_after_in_hole(hole_C) & (canvas == end_id)[:, None]).any(dim=0)
-    return torch.where(ended & (canvas == mask_id), end_id, canvas)
+def _doubted(
+    canvases: CanvasBatch, masked: Tensor, logits: Tensor, log_total: Tensor, end_id: int
+) -> Tensor | None:
+    """The committed tokens (B, C) that the model, having seen more, finds unlikely: they are masked
+    again (as ReMDM, arXiv 2503.00307, by confidence).
+
+    A slot is re-masked once at most and then keeps what it gets. So a canvas of n masked slots, of
+    which every step commits at least one, is done after 2 n steps at the latest.
+    """
+    if not canvases.rows.remasks:
+        return None
+    ids = canvases.ids
+    found = logits.gather(-1, ids[..., None])[..., 0]
+    probability = (found - log_total).exp()
+    is_token = ~masked & (ids != end_id) & ~canvases.fixed
+    return is_token & (probability < canvases.rows.remask)
+
+
+def _any_before(after: Tensor, x_BC: Tensor) -> Tensor:
+    """(B, C) bool: whether x holds for a slot before this one in the same hole."""
+    return (after & x_BC[:, :, None]).any(dim=1)
+
+
+def _entropy(logits: Tensor, log_total: Tensor) -> Tensor:
+    """Entropy (B, C) of each slot, in nats."""
+    return torch.special.entr((logits - log_total[..., None]).exp()).sum(dim=-1)
+
+
+def _drawn(logits: Tensor, top: Tensor, rows: SamplingRows, step_B1: Tensor) -> Tensor:
+    """A token (B, C) for every slot by inversion of the tempered distribution's cumulative sum."""
+    # From the top down: a tiny temperature would divide positive logits up to infinity.
+    temperature = torch.where(rows.temperature > 0, rows.temperature, 1.0)[..., None]
+    weights = ((logits - top[..., None]) / temperature).softmax(dim=-1)
+    if rows.cuts:  # the smallest set of the likeliest tokens whose sum reaches top_p
+        descending, order = weights.sort(dim=-1, descending=True, stable=True)
+        before = descending.cumsum(dim=-1) - descending
+        cut = (before >= rows.top_p[..., None]) & (rows.top_p < 1)[..., None]
+        # Back in the vocabulary's order: which token a number means must not turn on the batch.
+        weights = weights.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), 0.0)
+    cumulative = weights.double().cumsum(dim=-1)
+    slots = torch.arange(logits.shape[1], device=logits.device)
+    goal = _uniform(rows.seed, step_B1, slots) * cumulative[..., -1]
+    # Right of equal sums, so that a token of weight 0 is never drawn.
+    index = torch.searchsorted(cumulative, goal[..., None], right=True)
+    return index.clamp(max=logits.shape[-1] - 1)[..., 0]
+
+
+def _uniform(seed_B1: Tensor, step_B1: Tensor, slot_C: Tensor) -> Tensor:
+    """Numbers (B, C) in [0, 1), a hash of seed, step and slot (the finaliser of SplitMix64): a
+    generator would have to be seeded by the host, and would depend on the batch."""
+    x = seed_B1 * 0x2545F4914F6CDD1D + step_B1 * 0x369DEA0F31A53F85 + slot_C * 0x1B873593CC9E2D51
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    x = x ^ (x >> 31 & (1 << 33) - 1)
+    return (x >> 11 & (1 << 53) - 1).double() * 2.0**-53

@@ -53,6 +53,8 @@ class Sequence:
     """Slot ids; the tokenizer's mask id where undecided. None at all when autoregressive."""
     clamped: list[bool]
     """Slots that were given and must never change."""
+    fixed: list[bool]
+    """Slots that are not masked again: the clamped ones, and those that were once."""
     confidences: list[float]
     """Probability a slot was committed with; 1 for clamped ones."""
     step: int = 0
@@ -89,6 +91,7 @@ class Sequence:
             layout=layout,
             canvas=[],
             clamped=[],
+            fixed=[],
             confidences=[],
         )
         if is_autoregressive:
@@ -123,6 +126,7 @@ class Sequence:
             # The `<eom>`s in sight tell the model the length, as a half-done canvas would.
             for slot in range(self.max_tokens - len(self.committed), len(self.canvas)):
                 self.canvas[slot], self.clamped[slot] = end_id, True
+        self.fixed = list(self.clamped)
         self.confidences = [1.0] * len(self.canvas)
 
     def append(self, token: int, probability: float) -> None:
@@ -229,12 +233,3 @@ class Fill:
     def is_done(self) -> bool:
         """Whether every candidate is done."""
         return all(sequence.is_done for sequence in self.sequences)
-
-
-def hole_of_slot(layout: CanvasLayout) -> list[int]:
-    """The hole each slot belongs to, -1 for text between holes."""
-    owner = [-1] * layout.size
-    for index, hole in enumerate(layout.holes()):
-        for slot in hole:
-            owner[slot] = index
-    return owner

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,20 @@ def provenance(command: Sequence[str]) -> Figures:
     return {
         "command": shlex.join(command),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "mezzotint": version("mezzotint"),
+        "mezzotint": _version(),
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
     }
+
+
+def _version() -> str | None:
+    """Our version; None where the code runs from a folder and was never installed."""
+    try:
+        return version("mezzotint")
+    except PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:

@@ -420,7 +420,7 @@ def test_a_terminal_without_utf_8_gets_stand_ins(
     assert "     1 | x = [[\\u03c0]]" in shown
 
 
-# lsp, serve, train
+# lsp, serve, train, bench
 
 
 def test_importing_the_command_line_is_cheap():
@@ -459,9 +459,13 @@ def test_lsp_says_that_a_port_is_taken(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize(
     ("command", "module"),
-    [("serve", "model.serving.__main__"), ("train", "model.training.__main__")],
+    [
+        ("serve", "model.serving.__main__"),
+        ("train", "model.training.__main__"),
+        ("bench", "model.benchmarks.__main__"),
+    ],
 )
-def test_serve_and_train_read_their_own_command_lines(
+def test_some_commands_read_their_own_command_lines(
     command: str, module: str, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[list[str]] = []

@@ -13,13 +13,13 @@ import torch
 from model.attention import rotary_tables
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser, DenoiserConfig, Role
-from model.engine.device_decision import DecisionRules
 from model.engine.engine import Engine
 from model.engine.float8 import Float8Weight, is_supported, linear
 from model.engine.graphed_runner import GraphedRunner
 from model.engine.graphs import GraphedStep
 from model.engine.kernels import choice
 from model.engine.model_runner import ModelRunner
+from model.engine.sampler import Vocabulary
 from model.engine.sequence import Fill, SamplingParams, Sequence
 from model.infill import CanvasLayout, prefix_stream, suffix_stream
 from model.noise_schedule import LinearSchedule
@@ -120,6 +120,7 @@ def opened(runner: GraphedRunner, prefix: int, suffix: int, slots: int, seed: in
         layout=layout,
         canvas=canvas,
         clamped=clamped,
+        fixed=clamped,
         confidences=[1.0] * slots,
     )
     assert runner.open_contexts([*runner._open, sequence])[-1] is sequence
@@ -132,7 +133,7 @@ def graphed(
     on_device = copy.deepcopy(model).to("cuda", dtype)
     forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device="cuda")
     forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-    rules = DecisionRules(tokenizer.mask_id, tokenizer.end_id, forbidden)
+    rules = Vocabulary(mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden)
     return GraphedRunner(on_device, rules, cache_bytes=64 << 20, is_float8=is_float8)
 
 
@@ -207,7 +208,7 @@ def test_a_step_of_seven_billion_weights_is_recorded_and_decides(
         model.cos.copy_(cos)
         model.sin.copy_(sin)
     forbidden = torch.zeros(config.vocab_size, dtype=torch.bool, device="cuda")
-    rules = DecisionRules(tokenizer.mask_id, tokenizer.end_id, forbidden)
+    rules = Vocabulary(mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden)
     runner = GraphedRunner(model, rules, cache_bytes=2 << 30)
     sequence = opened(runner, 6000, 1500, 32, 0)
     (decided,) = runner.decide([sequence], 4)

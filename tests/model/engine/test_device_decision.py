@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from model.engine.device_decision import POLICIES, Canvases, can_decide
 from model.engine.kernels.reference import head
-from model.engine.sampler import choose, commit
+from model.engine.sampler import CanvasBatch, SamplingRows, Vocabulary, decide
 from model.engine.sequence import SamplingParams
 
 MASK, END, OTHER_SPECIAL, VOCAB = 0, 1, 2, 9
 FORBIDDEN = torch.tensor([i in (MASK, OTHER_SPECIAL) for i in range(VOCAB)])
-IS_END = torch.tensor([i == END for i in range(VOCAB)])
 PARAMS = [
     SamplingParams(threshold=0.4),
     SamplingParams(threshold=0.0),
@@ -65,6 +64,21 @@ def step(canvases: Canvases, logits_BCV: torch.Tensor) -> None:
     canvases.commit(beliefs, MASK, END)
 
 
+def of_the_sampler(canvases: Canvases, params: list[SamplingParams]) -> CanvasBatch:
+    """The same canvases as the sampler takes them."""
+    hole = canvases.hole_BC
+    order = torch.arange(hole.shape[1])
+    return CanvasBatch(
+        ids=canvases.ids_BC.masked_fill(hole < 0, 5),
+        confidence=canvases.confidences_BC.clone(),
+        fixed=canvases.ids_BC != MASK,
+        after=(hole[:, :, None] == hole[:, None, :]) & (order[None, :] > order[:, None]),
+        step=torch.zeros(len(params), 1, dtype=torch.int64),
+        no_end=canvases.never_ends_B[:, None],
+        rows=SamplingRows(params, torch.device("cpu")),
+    )
+
+
 @given(
     seed=st.integers(0, 2**20),
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
@@ -72,37 +86,27 @@ def step(canvases: Canvases, logits_BCV: torch.Tensor) -> None:
     params=st.lists(st.sampled_from(PARAMS), min_size=4, max_size=4),
     never_ends=st.booleans(),
 )
-def test_every_row_of_a_batch_is_decided_as_the_sampler_decides_it(
+def test_every_step_of_a_batch_decides_as_the_sampler_does(
     seed: int, sizes: list[int], strength: float, params: list[SamplingParams], never_ends: bool
 ) -> None:
     rows = [canvas(seed + row, size) for row, size in enumerate(sizes)]
     params = params[: len(rows)]
-    canvases = state(rows, params, never_ends)
+    found = state(rows, params, never_ends)
+    expected = of_the_sampler(found, params)
+    in_a_hole = found.hole_BC >= 0
+    steps = torch.zeros(len(rows), dtype=torch.int32)
     generator = torch.Generator().manual_seed(seed)
-    slots = canvases.ids_BC.shape[1]
-    expected = [torch.tensor(ids) for ids, _ in rows]
-    sure = [torch.ones(len(ids)) for ids, _ in rows]
-    steps = [0] * len(rows)
+    slots = found.ids_BC.shape[1]
     for _ in range(slots):
         logits = torch.randn(len(rows), slots, VOCAB, generator=generator) * strength
         logits[..., END] += strength  # ends are what most rules are about
-        step(canvases, logits)
-        for row, (ids, holes) in enumerate(rows):
-            if MASK not in expected[row]:
-                continue
-            hole_C = torch.tensor(holes)
-            choice = choose(
-                logits[row, : len(ids)], expected[row], hole_C, params[row], steps[row],
-                mask_id=MASK, end_id=END, forbidden=FORBIDDEN | (IS_END & never_ends),
-            )  # fmt: skip
-            expected[row] = commit(choice, expected[row], hole_C, mask_id=MASK, end_id=END)
-            sure[row] = torch.where(choice.chosen, choice.confidence, sure[row])
-            steps[row] += 1
-        for row, ids in enumerate(expected):
-            assert canvases.ids_BC[row, : len(ids)].tolist() == ids.tolist()
-            torch.testing.assert_close(canvases.confidences_BC[row, : len(ids)], sure[row])
-    assert canvases.steps_B.tolist() == steps
-    assert not canvases.open_slots(MASK).any()
+        steps += found.open_slots(MASK).any(1)
+        step(found, logits)
+        decide(expected, logits, Vocabulary(mask_id=MASK, end_id=END, forbidden=FORBIDDEN))
+        assert found.ids_BC[in_a_hole].tolist() == expected.ids[in_a_hole].tolist()
+        torch.testing.assert_close(found.confidences_BC[in_a_hole], expected.confidence[in_a_hole])
+    assert found.steps_B.tolist() == steps.tolist()
+    assert not found.open_slots(MASK).any()
 
 
 def test_a_broken_row_stays_as_it_is_and_leaves_the_others_alone() -> None:
@@ -118,7 +122,8 @@ def test_a_broken_row_stays_as_it_is_and_leaves_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize("params", [
-    SamplingParams(steps=4), SamplingParams(temperature=0.5),
+    SamplingParams(steps=4), SamplingParams(temperature=0.5), SamplingParams(remask=0.1),
+    SamplingParams(policy="factor"),
 ])  # fmt: skip
 def test_what_needs_the_logits_is_left_to_the_sampler(params: SamplingParams) -> None:
     assert not can_decide(params)

@@ -99,7 +99,7 @@ def dictate(engine: Engine, *holes: list[int]) -> None:
             for index, hole in enumerate(sequence.layout.holes()):
                 wanted = holes[index][len(sequence.committed) if index == 0 else 0 :]
                 for slot, offset in zip(hole, range(len(hole)), strict=True):
-                    token = wanted[offset] if offset < len(wanted) else engine.end_id
+                    token = wanted[offset] if offset < len(wanted) else engine.vocabulary.end_id
                     logits[row, slot, token] = 12.0 - 0.1 * slot  # the first is the surest
         return logits
 
@@ -490,6 +490,25 @@ class TestFailures:
         engine.close()
         assert_nothing_left(engine)
 
+    @pytest.mark.parametrize("part", ["decide", "next_tokens"])
+    def test_a_decision_that_fails_ends_its_batch_and_not_the_engine(
+        self,
+        make_engine: MakeEngine,
+        make_fill: MakeFill,
+        monkeypatch: pytest.MonkeyPatch,
+        part: str,
+    ) -> None:
+        engine = make_engine()
+        policy = "threshold" if part == "decide" else "autoregressive"
+        params = (SamplingParams(policy=policy),)
+        with monkeypatch.context() as broken:
+            broken.setattr(f"model.engine.engine.{part}", lambda *_: 1 / 0)
+            with pytest.raises(CompletionError, match="step failed: division by zero"):
+                answer(engine.submit(make_fill(params=params)))
+        answer(engine.submit(make_fill(params=params)))
+        engine.close()
+        assert_nothing_left(engine)
+
     def test_a_fill_that_would_break_its_batch_is_refused_at_once(
         self, make_engine: MakeEngine, make_fill: MakeFill
     ) -> None:
@@ -616,7 +635,8 @@ class TestAutoregressive:
             for _ in range(6):
                 hidden, _ = model.encode(torch.tensor([stream + expected]), Role.PREFIX)
                 logits = model.logits(hidden[0, -1]).float()
-                logits[engine._forbidden_at_known_length] = float("-inf")
+                logits[engine.vocabulary.forbidden] = float("-inf")
+                logits[engine.vocabulary.end_id] = float("-inf")
                 expected.append(int(logits.argmax()))
         assert output.holes == ((*fill.typed, *expected),)
         assert len(output.probabilities) == fill.forwards == 6
@@ -721,7 +741,7 @@ class TestCandidates:
         engine = make_engine()
         read: list[list[int]] = []
         engine.runner.causal_log_probs = (  # type: ignore[method-assign,assignment]
-            lambda _, texts: read.extend(texts) or [[0.0]] * len(texts)
+            lambda _, texts: read.extend(map(list, texts)) or [[0.0]] * len(texts)
         )
         params = tuple(SamplingParams(steps=2, temperature=2.0 * i, seed=i) for i in range(3))
         fill = make_fill(suffix="z", between=("(",), slots=4, params=params)
@@ -840,7 +860,7 @@ class TestFilling:
             logits = torch.zeros(
                 len(batch), len(batch[0].canvas), engine.runner.model.config.vocab_size
             )
-            logits[:, :, engine.end_id] = float("-inf")
+            logits[:, :, engine.vocabulary.end_id] = float("-inf")
             return logits
 
         engine.runner.denoise = unsure  # type: ignore[method-assign,assignment]
@@ -860,7 +880,7 @@ class TestFilling:
         def unsure(batch: list[Sequence]) -> torch.Tensor:  # 0.5, 0.5, then 0.8 for the end
             logits = torch.full((len(batch), len(batch[0].canvas), vocab_size), -1e4)
             logits[:, :, [100, 101]] = 0.0
-            logits[:, 2:, [engine.end_id, 101]] = torch.tensor([0.8, 0.2]).log()
+            logits[:, 2:, [engine.vocabulary.end_id, 101]] = torch.tensor([0.8, 0.2]).log()
             logits[:, 2:, 100] = -1e4
             return logits
 
@@ -883,9 +903,9 @@ class TestFilling:
         )
         (output,) = answer(engine.submit(fill))
         assert len(output.holes[0]) == len(output.probabilities) == length
-        assert engine.end_id not in output.holes[0]
+        assert engine.vocabulary.end_id not in output.holes[0]
         assert output.finished
-        assert sum(canvas.count(engine.end_id) for canvas in canvases) == (
+        assert sum(canvas.count(engine.vocabulary.end_id) for canvas in canvases) == (
             sum(map(len, canvases)) - length
         )
 
@@ -943,7 +963,7 @@ class TestSteps:
 
         def undecided(batch: list[Sequence]) -> torch.Tensor:
             logits = torch.zeros(1, 16, engine.runner.model.config.vocab_size)
-            logits[0, :, engine.end_id] = 9.0
+            logits[0, :, engine.vocabulary.end_id] = 9.0
             logits[0, :, 100] = 8.0
             logits[0, 2, 101] = 20.0
             return logits
@@ -965,7 +985,9 @@ class TestSteps:
                 make_fill(
                     max_new_tokens=32,
                     params=(SamplingParams(steps=4), SamplingParams(steps=2)),
-                    on_step=lambda s: seen.append((s.step, s.canvas.count(engine.mask_id))),
+                    on_step=lambda s: seen.append(
+                        (s.step, s.canvas.count(engine.vocabulary.mask_id))
+                    ),
                 )
             )
         )

@@ -11,11 +11,11 @@ import torch
 
 from model.api import CompletionError
 from model.denoiser import Denoiser, Role
-from model.engine.device_decision import DecisionRules
 from model.engine.engine import Engine
 from model.engine.graphed_runner import GraphedRunner, Shape
 from model.engine.kv_cache import PageTable
 from model.engine.model_runner import ModelRunner
+from model.engine.sampler import Vocabulary
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CanvasLayout
 from model.tokenizer import CodeTokenizer
@@ -37,6 +37,7 @@ def sequence(seed: int, mask_id: int, *, prefix: int, suffix: int, size: int) ->
         layout=layout,
         canvas=canvas,
         clamped=clamped,
+        fixed=clamped,
         confidences=[1.0] * size,
     )
 
@@ -52,7 +53,7 @@ def mixed_batch(mask_id: int) -> list[Sequence]:
 def graphed(model: Denoiser, tokenizer: CodeTokenizer, *, is_float8: bool = False) -> GraphedRunner:
     forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-    rules = DecisionRules(tokenizer.mask_id, tokenizer.end_id, forbidden)
+    rules = Vocabulary(mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden)
     return GraphedRunner(copy.deepcopy(model), rules, is_float8=is_float8)
 
 

@@ -19,7 +19,8 @@ def sequence(
     fill = Fill(prefix=[5], suffix=[6], layout=layout, deadline=deadline, on_step=on_step)
     return Sequence(
         fill=fill, params=SamplingParams(), prefix=[5], suffix=[6], layout=layout,
-        canvas=[0] * 16, clamped=[False] * 16, confidences=[1.0] * 16, step=step,
+        canvas=[0] * 16, clamped=[False] * 16, fixed=[False] * 16,
+        confidences=[1.0] * 16, step=step,
     )  # fmt: skip
 
 

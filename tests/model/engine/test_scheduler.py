@@ -13,7 +13,7 @@ from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CanvasLayout
 
 GREEDY = SamplingParams()
-DONE = FilledHoles(((),), 1.0, True)
+DONE = FilledHoles(((),), (1.0,), True)
 
 
 def fill(

@@ -1,0 +1,68 @@
+"""An engine over HTTP, started for a benchmark and gone with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+
+from model import api
+from model.benchmarks.setting import Setting
+
+NEEDS = ("starlette", "uvicorn", "httpx2", "filelock")
+"""Packages that a GPU machine may lack."""
+START_TIMEOUT_S = 180.0
+_POLL_S = 0.1
+
+
+def missing_packages() -> list[str]:
+    """Which packages an HTTP engine lacks here."""
+    return [name for name in NEEDS if find_spec(name) is None]
+
+
+@contextlib.asynccontextmanager
+async def http_engine(setting: Setting) -> AsyncIterator[api.Completer]:
+    """A connection to a `mezzotint serve` of its own, once it has loaded the model.
+
+    Raises `EngineUnavailableError` when it does not start.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    token = secrets.token_urlsafe(32)
+    command = [sys.executable, "-m", "model.serving", "--port", str(port)]
+    command += ["--model", str(setting.model), "--device", setting.device, "--dtype", setting.dtype]
+    process = subprocess.Popen(
+        command, env={**os.environ, "MEZZOTINT_TOKEN": token}, stderr=subprocess.DEVNULL
+    )
+    try:
+        connection = api.connect(f"http://127.0.0.1:{port}", token)
+        try:
+            await asyncio.wait_for(_ready(connection, process), START_TIMEOUT_S)
+            yield connection
+        except asyncio.TimeoutError:
+            raise api.EngineUnavailableError(
+                f"`mezzotint serve` did not answer within {START_TIMEOUT_S:.0f} s"
+            ) from None
+        finally:
+            await connection.close()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def _ready(connection: api.EngineConnection, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        with contextlib.suppress(api.EngineUnavailableError):
+            health = await connection.health()
+            if health.state == "ready":
+                return
+            if health.state == "failed":
+                raise api.CompletionError(health.message)
+        await asyncio.sleep(_POLL_S)
+    raise api.EngineUnavailableError(f"`mezzotint serve` ended with status {process.returncode}")

@@ -1,0 +1,163 @@
+"""An editing session made from real files: what a person does in an editor, request by request.
+
+Deterministic: the same files and seed give the same session. Two files are worked on by turns. In
+each, a region is taken out and typed again key by key, with typos that are erased; after each line
+the person may look elsewhere and come back, or something below the cursor changes (another cursor,
+a rename, a formatter); after a region a block is pasted. Every event ends in the request that an
+editor would make there.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from model.evaluation.sources import SourceText
+
+EventKind = Literal["open", "type", "erase", "jump", "paste", "edit below", "switch"]
+
+TYPO_SHARE = 0.03
+"""Of keys: what a person has to correct at once."""
+JUMP_SHARE = 0.15
+"""Of lines: after it the person looks elsewhere and comes back."""
+EDIT_BELOW_SHARE = 0.15
+"""Of lines: after it something below the cursor changes."""
+REGION_LINES = 10
+PASTED_LINES = 5
+FAR_LINES = 40
+"""How far from the cursor a jump or an edit is, at most."""
+MIN_LINES = 60
+"""A shorter file is no place for a session."""
+
+_KEY = re.compile(r"\n[ \t]*|.", re.DOTALL)
+"""One key; Enter brings the indentation along."""
+_WORD = re.compile(r"[A-Za-z_]{3,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What the person did, and the document and cursor that it led to."""
+
+    kind: EventKind
+    document: str
+    language: str
+    text: str
+    cursor: int
+
+
+def events(sources: Sequence[SourceText], count: int, seed: int) -> list[Event]:
+    """The first `count` events of a session. Raises `ValueError` when no file is long enough."""
+    long_enough = [source for source in sources if source.text.count("\n") >= MIN_LINES]
+    if not long_enough:
+        raise ValueError(f"an editing session needs a file of {MIN_LINES} lines")
+    return list(islice(_session(long_enough, random.Random(seed)), count))
+
+
+def _session(sources: Sequence[SourceText], draw: random.Random) -> Iterator[Event]:
+    """Without end: two files for three turns each, then two others."""
+    while True:
+        editors = [_Editor(s, draw) for s in draw.sample(sources, min(2, len(sources)))]
+        for turn in range(3):
+            for editor in editors:
+                yield editor.event("switch" if turn else "open")
+                yield from editor.work()
+
+
+class _Editor:
+    """One document and its cursor, and what a person does there."""
+
+    def __init__(self, source: SourceText, draw: random.Random) -> None:
+        self._source, self._draw = source, draw
+        self._text, self._cursor = source.text, 0
+        self._region = ""
+        self._take_region_out()
+
+    def event(self, kind: EventKind) -> Event:
+        """The state as it is, reached by `kind`."""
+        return Event(
+            kind=kind,
+            document=self._source.name,
+            language=self._source.language,
+            text=self._text,
+            cursor=self._cursor,
+        )
+
+    def work(self) -> Iterator[Event]:
+        """Type the region that was taken out, paste a block, and take the next region out."""
+        for key in _KEY.findall(self._region):
+            if self._draw.random() < TYPO_SHARE:
+                yield self._insert("type", self._draw.choice("etaoinsr"))
+                yield self._erase()
+            yield self._insert("type", key)
+            if key.startswith("\n"):
+                yield from self._look_up()
+        yield self._insert("paste", self._block(PASTED_LINES))
+        self._take_region_out()
+        yield self.event("jump")
+
+    def _look_up(self) -> Iterator[Event]:
+        """What may happen at the end of a line."""
+        chance = self._draw.random()
+        if chance < JUMP_SHARE:
+            back = self._cursor
+            self._cursor = self._place_near(back)
+            yield self.event("jump")
+            self._cursor = back
+            yield self.event("jump")
+        elif chance < JUMP_SHARE + EDIT_BELOW_SHARE:
+            yield from self._edit_below()
+
+    def _insert(self, kind: EventKind, text: str) -> Event:
+        self._text = self._text[: self._cursor] + text + self._text[self._cursor :]
+        self._cursor += len(text)
+        return self.event(kind)
+
+    def _erase(self) -> Event:
+        self._text = self._text[: self._cursor - 1] + self._text[self._cursor :]
+        self._cursor -= 1
+        return self.event("erase")
+
+    def _edit_below(self) -> Iterator[Event]:
+        """A word some lines below gets another name."""
+        end = self._nth_line_end(FAR_LINES)
+        words = list(_WORD.finditer(self._text, self._cursor, end))
+        if words:
+            word = self._draw.choice(words)
+            self._text = self._text[: word.end()] + "_new" + self._text[word.end() :]
+            yield self.event("edit below")
+
+    # ---- places in the text ----------------------------------------------------------------
+
+    def _take_region_out(self) -> None:
+        lines = self._text.splitlines(keepends=True)
+        first = self._draw.randrange(len(lines) - REGION_LINES)
+        region = "".join(lines[first : first + REGION_LINES])
+        start = len("".join(lines[:first]))
+        start += len(region) - len(region.lstrip())  # its first indentation stays
+        self._region = region.strip()
+        self._text = self._text[:start] + self._text[start + len(self._region) :]
+        self._cursor = start
+
+    def _block(self, num_lines: int) -> str:
+        lines = self._text.splitlines(keepends=True)
+        first = self._draw.randrange(len(lines) - num_lines)
+        return "\n" + "".join(lines[first : first + num_lines])
+
+    def _place_near(self, cursor: int) -> int:
+        """The end of a line near by."""
+        line_ends = [found.start() for found in re.finditer(r"\n", self._text)]
+        here = sum(end < cursor for end in line_ends)
+        near = line_ends[max(0, here - FAR_LINES) : here + FAR_LINES]
+        return self._draw.choice(near)
+
+    def _nth_line_end(self, count: int) -> int:
+        end = self._cursor
+        for _ in range(count):
+            end = self._text.find("\n", end + 1)
+            if end < 0:
+                return len(self._text)
+        return end
