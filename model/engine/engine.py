@@ -23,7 +23,9 @@ from model.api import (
 )
 from model.denoiser import Denoiser
 from model.engine.autoregressive import next_tokens
-from model.engine.model_runner import ModelRunner, is_out_of_memory
+from model.engine.graphed_runner import GraphedRunner
+from model.engine.model_runner import DecidedCanvas, ModelRunner, is_out_of_memory
+from model.engine.pace import Pace
 from model.engine.ranking import ranked
 from model.engine.sampler import CanvasBatch, Vocabulary, decide
 from model.engine.scheduler import Scheduler
@@ -43,18 +45,30 @@ class Engine:
     """Fills holes with one denoiser. Its methods may be called from any thread."""
 
     def __init__(
-        self, model: Denoiser, tokenizer: CodeTokenizer, *, cache_bytes: int | None = None
+        self,
+        model: Denoiser,
+        tokenizer: CodeTokenizer,
+        *,
+        cache_bytes: int | None = None,
+        is_float8: bool = False,
     ) -> None:
-        """`cache_bytes` is the context cache's budget (None: by what the device has)."""
+        """`cache_bytes` is the context cache's budget (None: by what the device has); `is_float8`
+        rounds the weights of canvas steps, on CUDA."""
         self._special_ids = tokenizer.special_ids
-        self.runner = ModelRunner(model, cache_bytes=cache_bytes)
-        forbidden = torch.zeros(
-            model.config.vocab_size, dtype=torch.bool, device=self.runner.device
-        )
+        device = model.embedding.weight.device
+        forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
         self.vocabulary = Vocabulary(
             mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden
         )
+        self.runner: ModelRunner
+        if device.type == "cuda":
+            self.runner = GraphedRunner(
+                model, self.vocabulary, cache_bytes=cache_bytes, is_float8=is_float8
+            )
+        else:
+            self.runner = ModelRunner(model, cache_bytes=cache_bytes)
+        self._pace = Pace()
         self._scheduler = Scheduler(MAX_BATCH)
         self._futures: dict[int, Future[list[FilledHoles]]] = {}
         self._replaced: list[Fill] = []
@@ -140,7 +154,9 @@ class Engine:
             return
         canvases = [s for s in batch if not s.is_autoregressive]
         streams = [s for s in batch if s.is_autoregressive]
-        self._forward(canvases, self.runner.denoise, self._commit)
+        ahead = [s for s in canvases if self.runner.decides(s)]
+        self._run_ahead(ahead)
+        self._forward([s for s in canvases if s not in ahead], self.runner.denoise, self._commit)
         self._forward(streams, self.runner.next_logits, self._append)
         for fill in _fills_of(batch):
             if fill.is_done:
@@ -164,6 +180,36 @@ class Engine:
             self._give_way(batch, error)
         else:
             self._scheduler.recover()
+
+    def _run_ahead(self, batch: list[Sequence]) -> None:
+        """Several steps of what the runner decides itself, and one look at the canvases."""
+        if not batch:
+            return
+        start = time.monotonic()
+        num_steps = self._pace.steps_ahead(batch, start)
+        try:
+            decided = self.runner.decide(batch, num_steps)
+        except Exception as error:
+            self._give_way(batch, error)
+            return
+        self._pace.saw(num_steps, time.monotonic() - start)
+        self._scheduler.recover()
+        for fill in _fills_of(batch):
+            steps = [d.num_steps for s, d in zip(batch, decided, strict=True) if s.fill is fill]
+            fill.forwards += max(steps)
+        for sequence, canvas in zip(batch, decided, strict=True):
+            self._accept(sequence, canvas)
+
+    def _accept(self, sequence: Sequence, decided: DecidedCanvas) -> None:
+        """Take over a canvas that the runner worked on."""
+        if decided.is_broken:
+            self._fail([sequence.fill], FloatingPointError(NOT_FINITE))
+            return
+        sequence.canvas, sequence.confidences = decided.ids, decided.confidences
+        sequence.step += decided.num_steps
+        if self._told(sequence) and self.vocabulary.mask_id not in sequence.canvas:
+            self._pace.finished(sequence.step)
+            self._close_canvas(sequence)
 
     def _give_way(self, batch: list[Sequence], error: Exception) -> None:
         """A forward failed. Without memory the next step tries again with half the batch; anything

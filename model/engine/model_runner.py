@@ -33,6 +33,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class DecidedCanvas:
+    """A canvas after steps whose decisions the runner made itself."""
+
+    ids: list[int]
+    confidences: list[float]
+    """As `Sequence.confidences`."""
+    num_steps: int
+    """Steps that had something to decide."""
+    is_broken: bool
+    """Whether its logits were not finite; no slot was decided from then on."""
+
+
+@dataclass(frozen=True, slots=True)
 class _BatchContext:
     """What stays the same from step to step of a batch."""
 
@@ -224,6 +237,21 @@ class ModelRunner:
             canvas_mask=context.canvas_mask,
         )
         return self.model.logits(hidden)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why steps are slower than they should be on this device."""
+        return []
+
+    def decides(self, sequence: Sequence) -> bool:
+        """Whether `decide` takes such a sequence. This runner leaves all decisions to the
+        sampler."""
+        return False
+
+    def decide(self, batch: Items[Sequence], num_steps: int) -> list[DecidedCanvas]:
+        """Take so many steps, with the sampler's decisions, before anybody looks. The contexts are
+        open, and the sequences stay as they were. Only for what `decides`."""
+        raise NotImplementedError
 
     @torch.inference_mode()
     def next_logits(self, batch: Items[Sequence]) -> Tensor:

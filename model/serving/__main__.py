@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--model", type=Path, default=SHIPPED_WEIGHTS, help="checkpoint directory (the shipped one)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float8")
     parser.add_argument(
         "--endpoint", type=Path, metavar="FILE", help="serve this user's editors; say where in FILE"
     )

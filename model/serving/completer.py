@@ -23,6 +23,7 @@ from model.api import (
 )
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser
+from model.engine import float8
 from model.engine.engine import Engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CanvasLayout, prefix_stream, suffix_stream
@@ -38,9 +39,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class EngineCompleter:
     """A `model.api.Completer` around one engine."""
 
-    def __init__(self, model: Denoiser, tokenizer: CodeTokenizer) -> None:
+    def __init__(
+        self, model: Denoiser, tokenizer: CodeTokenizer, *, is_float8: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
-        self._engine = Engine(model, tokenizer)
+        self._engine = Engine(model, tokenizer, is_float8=is_float8)
 
     @property
     def engine(self) -> Engine:
@@ -52,12 +55,25 @@ class EngineCompleter:
         cls, path: Path, *, device: str = "auto", dtype: str = "auto"
     ) -> EngineCompleter:
         """Load a checkpoint directory. Raises `CheckpointError`, also for an unusable device."""
-        chosen = _device(device)
-        model, tokenizer = load_checkpoint(path, device=chosen, dtype=_dtype(dtype, chosen))
+        chosen, is_float8 = _device(device), dtype == "float8"
+        if is_float8 and not float8.is_supported(chosen):
+            raise CheckpointError(
+                "dtype 'float8' needs a CUDA card of compute capability 8.9 or above; use bfloat16"
+            )
+        loaded_as = _dtype("bfloat16" if is_float8 else dtype, chosen)
+        model, tokenizer = load_checkpoint(path, device=chosen, dtype=loaded_as)
         if chosen.type == "cpu":
             # More threads than cores that share a canvas's small products only wait on each other.
             torch.set_num_threads(min(torch.get_num_threads(), 8))
-        return cls(model, tokenizer)
+        try:
+            return cls(model, tokenizer, is_float8=is_float8)
+        except ValueError as error:  # sizes that float8 cannot have
+            raise CheckpointError(f"{path} cannot be run: {error}") from error
+
+    @property
+    def problems(self) -> list[str]:
+        """Why fills are slower than they should be on this device."""
+        return self._engine.runner.problems
 
     async def complete(
         self, request: InfillRequest, *, on_frame: FrameListener | None = None

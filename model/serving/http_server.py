@@ -171,7 +171,10 @@ class ModelHost:
             )
         if self.failure is not None:
             return EngineHealth(state="failed", message=str(self.failure), model=self._model)
-        return EngineHealth(state="ready", message=f"serving {self._model}", model=self._model)
+        # Only a completer that runs in this process knows.
+        slow: list[str] = getattr(self._loaded.result(), "problems", [])
+        message = "; ".join([f"serving {self._model}", *(f"slowly: {why}" for why in slow)])
+        return EngineHealth(state="ready", message=message, model=self._model)
 
     async def completer(self) -> Completer:
         """The completer, once it is loaded.

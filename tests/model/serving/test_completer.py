@@ -357,6 +357,12 @@ class TestFromCheckpoint:
         ):
             EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="int8")
 
+    def test_float8_on_a_device_without_it_is_an_error_that_says_what_to_use(
+        self, checkpoint: Path
+    ) -> None:
+        with pytest.raises(CheckpointError, match=r"needs a CUDA card.*use bfloat16"):
+            EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="float8")
+
     def test_a_directory_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="there is no checkpoint directory"):
             EngineCompleter.from_checkpoint(tmp_path / "nowhere")

@@ -173,6 +173,18 @@ async def test_a_request_waits_until_the_model_is_loaded() -> None:
         assert (await client.health()).state == "ready"
 
 
+async def test_a_device_that_is_slower_than_it_should_be_shows_in_the_health() -> None:
+    def load() -> Completer:
+        completer = fake_engine.FakeCompleter()
+        completer.problems = ["no kernels"]  # type: ignore[attr-defined]
+        return completer
+
+    async with running(load) as url, client_of(url) as client:
+        await client.complete(InfillRequest(prefix="x"))
+        health = await client.health()
+        assert (health.state, health.message) == ("ready", "serving fake; slowly: no kernels")
+
+
 async def test_a_failed_load_is_told_to_whoever_asks() -> None:
     def load() -> Completer:
         raise CheckpointError("no such checkpoint")

@@ -1,0 +1,62 @@
+"""Weights in eight bits (e4m3) for cards that multiply them: half the bytes of bf16 to read, which
+is what a step over few slots waits for.
+
+Each row of a weight, and each row of what it multiplies, has a scale of its own that maps its
+largest entry to the largest float8 (Micikevicius et al., arXiv 2209.05433).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLOAT8 = torch.float8_e4m3fn
+MIN_CAPABILITY = (8, 9)
+
+
+def is_supported(device: torch.device) -> bool:
+    """Whether the device multiplies float8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as float8 (same shape), and their float32 scales (…, 1): x is about their product."""
+    largest = x.abs().amax(dim=-1, keepdim=True).float()
+    scale = largest.clamp(min=1e-12) / torch.finfo(FLOAT8).max
+    return (x / scale).to(FLOAT8), scale
+
+
+@dataclass(frozen=True, slots=True)
+class Float8Weight:
+    """A weight (out, in), both multiples of 16, for `linear`."""
+
+    rows: Tensor
+    scale: Tensor
+    """(out, 1)."""
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Float8Weight:
+        """Quantise a weight. Raises `ValueError` for a size that the card cannot multiply."""
+        if weight.shape[0] % 16 or weight.shape[1] % 16:
+            raise ValueError(
+                f"a weight of {tuple(weight.shape)} cannot be float8: sizes must divide by 16; "
+                "use dtype bfloat16"
+            )
+        return cls(*quantised(weight.detach()))
+
+
+def linear(x: Tensor, weight: Tensor | Float8Weight) -> Tensor:
+    """(…, in) -> (…, out), in the dtype of x."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight)
+    rows, scale = quantised(x.flatten(0, -2))
+    if not is_supported(x.device):  # what the card would compute, for tests without one
+        product = rows.float() @ weight.rows.float().T * scale * weight.scale.T
+        return product.to(x.dtype).unflatten(0, x.shape[:-1])
+    product = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+        rows, weight.rows.T, scale_a=scale, scale_b=weight.scale.T, out_dtype=x.dtype
+    )
+    return product.unflatten(0, x.shape[:-1])
