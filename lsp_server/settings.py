@@ -201,8 +201,8 @@ class ModelSettings:
         _text('"auto" or a torch device such as "cpu" or "cuda:0"', r"[a-z]+(:\d+)?"),
         "Where the model runs.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
-        "auto", _choice("auto", "float32", "bfloat16", "float16"), "Number format of the weights."
+    dtype: Literal["auto", "float32", "bfloat16", "float8"] = _setting(
+        "auto", _choice("auto", "float32", "bfloat16", "float8"), "Number format of the weights."
     )
 
 
