@@ -46,6 +46,7 @@ def fill(
             layout=layout,
             canvas=[0] * size,
             clamped=[False] * size,
+            fixed=[False] * size,
             confidences=[1.0] * size,
         )
         for _ in new.params
