@@ -43,6 +43,8 @@ class FakeCompleter:
         candidates = tuple(
             api.Candidate(texts=(text,), confidence=0.75 - index / 4)
             for index, text in enumerate(self.texts)
+            if text.startswith(request.typed) and not request.between
+            if text != request.typed  # it knows no repair for its own texts
         )
         return api.InfillResult(
             candidates=candidates, forwards=3, tokens=7, encoded_tokens=9, ms=12.3456
