@@ -240,13 +240,15 @@ async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
     progress = ls.work_done_progress
     tokens = cast("dict[str, Any]", progress.tokens)  # pyright: ignore[reportUnknownMemberType]
     shown = False
+    latest: types.WorkDoneProgressReport | None = None
 
     def report(done: int, total: int) -> None:
+        nonlocal latest
+        latest = types.WorkDoneProgressReport(
+            message=f"{done} of {total}", percentage=round(100 * done / total)
+        )
         if shown:
-            percentage = round(100 * done / total)
-            message = f"{done} of {total}"
-            value = types.WorkDoneProgressReport(message=message, percentage=percentage)
-            progress.report(token, value)
+            progress.report(token, latest)
 
     task = asyncio.ensure_future(fill(report))
 
@@ -258,6 +260,8 @@ async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
             shown = await _begin(ls, token, title)
             if shown:
                 tokens[token].add_done_callback(cancel)
+                if latest is not None:  # a fast fill gets on while the client makes ready
+                    progress.report(token, latest)
             # Unlike `await task`, this tells our own cancellation from the task's.
             await asyncio.wait((task,))
     finally:
