@@ -61,7 +61,7 @@ Generate = Callable[[list[int], int], None]
 
 def load_peer(setting: Setting) -> Generate:
     """The exported checkpoint in `transformers`, on the engine's device, in its dtype."""
-    import transformers
+    import transformers  # pyright: ignore[reportMissingImports]
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
