@@ -25,6 +25,7 @@ from model.engine.graphs import GraphedStep
 from model.engine.kernels.choice import kernels_for
 from model.engine.kernels.reference import PagedStreams
 from model.engine.model_runner import DecidedCanvas, ModelRunner
+from model.engine.page_pool import power_of_two
 from model.engine.paged_denoiser import CanvasBatch, PagedDenoiser
 from model.engine.sampler import Vocabulary
 from model.engine.sequence import Sequence
@@ -53,14 +54,10 @@ class Shape:
         """The smallest that holds the batch, whose contexts are open."""
         tables = [table for s in batch for table in s.context or ()]
         return cls(
-            _power_of_two(len(batch)),
-            _power_of_two(max(MIN_SLOTS, *(len(s.canvas) for s in batch))),
-            _power_of_two(max(MIN_PAGES, *(len(table.pages) for table in tables))),
+            power_of_two(len(batch)),
+            power_of_two(max(MIN_SLOTS, *(len(s.canvas) for s in batch))),
+            power_of_two(max(MIN_PAGES, *(len(table.pages) for table in tables))),
         )
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 class _Recording:

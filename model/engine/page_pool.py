@@ -144,13 +144,14 @@ class StreamRows:
         if num_rows <= have_rows and length <= have_length:
             return
         layers, _, _, heads, page, dim = self._pool.pages.shape
-        rows = max(have_rows, _power_of_two(num_rows))
-        length = max(have_length, _power_of_two(max(length, page)))
+        rows = max(have_rows, power_of_two(num_rows))
+        length = max(have_length, power_of_two(max(length, page)))
         # The old rows go first: pages hold all of it, and both at once may be too much.
         self._held, self._rows = [], self._pool.pages.new_empty(0)
         self._rows = self._pool.pages.new_empty((layers, 2, rows, heads, length, dim))
         self._held = [PageTable()] * rows
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below `number`."""
     return 1 << (number - 1).bit_length()

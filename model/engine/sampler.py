@@ -76,13 +76,12 @@ class CanvasBatch:
             return torch.tensor(padding, device=device)
 
         hole = padded([s.layout.hole_of_slot for s in batch], -1)
-        order = torch.arange(size, device=device)
         known = [[s.params.length is not None] for s in batch]
         return cls(
             ids=padded([s.canvas for s in batch], end_id),
             confidence=padded([s.confidences for s in batch], 1.0),
             fixed=padded([s.fixed for s in batch], True),
-            after=(hole[:, :, None] == hole[:, None, :]) & (order > order[:, None]),
+            after=after_in_hole(hole),
             step=torch.tensor([[s.step] for s in batch], device=device),
             no_end=torch.tensor(known, device=device) if [True] in known else None,
             rows=SamplingRows([s.params for s in batch], device),
@@ -100,14 +99,15 @@ def decide(canvases: CanvasBatch, logits_BCV: Tensor, vocabulary: Vocabulary) ->
     logits = _allowed(canvases, logits_BCV, masked, vocabulary)
     tokens, confidence, log_total = pick(logits, canvases.rows, canvases.step)
     is_end = tokens == end_id
-    entropy = _entropy(logits, log_total) if canvases.rows.policy.needs_entropy else None
-    chosen = _select(canvases, masked, is_end, confidence, entropy)
-    chosen = _without_conflicts(chosen, is_end, confidence, canvases.after)
+    entropy = entropy_of(logits, log_total) if canvases.rows.policy.needs_entropy else None
+    chosen = select(
+        canvases.rows.policy, canvases.after, canvases.step, masked, is_end, confidence, entropy
+    )
     doubted = _doubted(canvases, masked, logits, log_total, end_id)
 
     ids = torch.where(chosen, tokens, canvases.ids)
     canvases.confidence = torch.where(chosen, confidence, canvases.confidence)
-    ended = _any_before(canvases.after, ids == end_id)
+    ended = any_before(canvases.after, ids == end_id)
     ids = torch.where(ended & (ids == mask_id), end_id, ids)
     if doubted is not None:
         ids = torch.where(doubted, mask_id, ids)
@@ -148,26 +148,28 @@ def _allowed(
     return logits
 
 
-def _select(
-    canvases: CanvasBatch,
+def select(
+    policy: UnmaskPolicy,
+    after: Tensor,
+    step_B1: Tensor,
     masked: Tensor,
     is_end: Tensor,
     confidence: Tensor,
     entropy: Tensor | None,
 ) -> Tensor:
-    """The masked slots (B, C) a policy commits, ends only where nothing before them is open.
+    """The masked slots (B, C) that a step commits, ends only where nothing before them is open.
 
     An end further right only says that the span is no longer than that; committing it makes the
     next shorter one likelier, and an unsure model would talk itself into an empty span.
     """
-    after, policy = canvases.after, canvases.rows.policy
-    open_now = masked & ~(is_end & _any_before(after, masked))
+    open_now = masked & ~(is_end & any_before(after, masked))
     choosable = torch.where(open_now, confidence, -1.0)
-    slots = OpenSlots(choosable, entropy, canvases.step)
+    slots = OpenSlots(choosable, entropy, step_B1)
     chosen = policy.select(slots) & open_now
-    open_before = _any_before(after, masked & ~chosen)
+    open_before = any_before(after, masked & ~chosen)
     trusted = policy.trusts(slots, confidence, chosen)
-    return chosen | (masked & is_end & ~open_before & trusted)
+    chosen = chosen | (masked & is_end & ~open_before & trusted)
+    return _without_conflicts(chosen, is_end, confidence, after)
 
 
 def _without_conflicts(chosen: Tensor, is_end: Tensor, confidence: Tensor, after: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ def _without_conflicts(chosen: Tensor, is_end: Tensor, confidence: Tensor, after
     ends, tokens = chosen & is_end, chosen & ~is_end
     rival = torch.where(after & tokens[:, None, :], confidence[:, None, :], -1.0).amax(dim=2)
     ends = ends & (confidence > rival)
-    return ends | (tokens & ~_any_before(after, ends))
+    return ends | (tokens & ~any_before(after, ends))
 
 
 def _doubted(
@@ -199,12 +201,20 @@ def _doubted(
     return is_token & (probability < canvases.rows.remask)
 
 
-def _any_before(after: Tensor, x_BC: Tensor) -> Tensor:
+def after_in_hole(hole_BC: Tensor) -> Tensor:
+    """(B, C, C) bool: [b, i, j] says that slot j comes after slot i in the same hole; `hole` is
+    below 0 where a slot belongs to none."""
+    order = torch.arange(hole_BC.shape[1], device=hole_BC.device)
+    is_same = (hole_BC[:, :, None] == hole_BC[:, None, :]) & (hole_BC >= 0)[:, :, None]
+    return is_same & (order > order[:, None])
+
+
+def any_before(after: Tensor, x_BC: Tensor) -> Tensor:
     """(B, C) bool: whether x holds for a slot before this one in the same hole."""
     return (after & x_BC[:, :, None]).any(dim=1)
 
 
-def _entropy(logits: Tensor, log_total: Tensor) -> Tensor:
+def entropy_of(logits: Tensor, log_total: Tensor) -> Tensor:
     """Entropy (B, C) of each slot, in nats."""
     return torch.special.entr((logits - log_total[..., None]).exp()).sum(dim=-1)
 

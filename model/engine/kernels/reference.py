@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import KeyValue, canvas_attention, rotate
+from model.engine.sampler import entropy_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,11 @@ def head(
     logits = logits.masked_fill(forbidden_V, float("-inf"))
     is_end = torch.arange(len(weight_VE), device=logits.device) == end_id
     logits = logits.masked_fill(no_end_M[:, None] & is_end, float("-inf"))
-    probabilities = logits.softmax(dim=-1)
-    confidence, tokens = probabilities.max(dim=-1)
-    # Rounding can make the probabilities of two different logits equal.
-    tokens = torch.where(confidence.isnan(), tokens, logits.argmax(dim=-1))
-    entropy = torch.special.entr(probabilities).sum(dim=-1)
+    # As the sampler computes them, to the last bit: near certainty, rounding decides conflicts.
+    log_total = logits.logsumexp(dim=-1)
+    confidence = (logits.amax(dim=-1) - log_total).exp()
+    tokens = logits.argmax(dim=-1).masked_fill(confidence.isnan(), 0)
+    entropy = entropy_of(logits, log_total)
     return SlotBeliefs(
         tokens.masked_fill(~wanted_M, 0),
         confidence.masked_fill(~wanted_M, 0.0),
