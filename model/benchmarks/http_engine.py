@@ -9,8 +9,10 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
+from typing import IO
 
 from model import api
 from model.benchmarks.setting import Setting
@@ -37,13 +39,12 @@ async def http_engine(setting: Setting) -> AsyncIterator[api.Completer]:
     token = secrets.token_urlsafe(32)
     command = [sys.executable, "-m", "model.serving", "--port", str(port)]
     command += ["--model", str(setting.model), "--device", setting.device, "--dtype", setting.dtype]
-    process = subprocess.Popen(
-        command, env={**os.environ, "MEZZOTINT_TOKEN": token}, stderr=subprocess.DEVNULL
-    )
-    try:
+    with tempfile.TemporaryFile("w+") as log:  # no pipe: nobody would empty it
+        environment = {**os.environ, "MEZZOTINT_TOKEN": token}
+        process = subprocess.Popen(command, env=environment, stderr=log)
         connection = api.connect(f"http://127.0.0.1:{port}", token)
         try:
-            await asyncio.wait_for(_ready(connection, process), START_TIMEOUT_S)
+            await asyncio.wait_for(_ready(connection, process, log), START_TIMEOUT_S)
             yield connection
         except asyncio.TimeoutError:
             raise api.EngineUnavailableError(
@@ -51,12 +52,13 @@ async def http_engine(setting: Setting) -> AsyncIterator[api.Completer]:
             ) from None
         finally:
             await connection.close()
-    finally:
-        process.terminate()
-        process.wait()
+            process.terminate()
+            process.wait()
 
 
-async def _ready(connection: api.EngineConnection, process: subprocess.Popen[bytes]) -> None:
+async def _ready(
+    connection: api.EngineConnection, process: subprocess.Popen[bytes], log: IO[str]
+) -> None:
     while process.poll() is None:
         with contextlib.suppress(api.EngineUnavailableError):
             health = await connection.health()
@@ -65,4 +67,9 @@ async def _ready(connection: api.EngineConnection, process: subprocess.Popen[byt
             if health.state == "failed":
                 raise api.CompletionError(health.message)
         await asyncio.sleep(_POLL_S)
-    raise api.EngineUnavailableError(f"`mezzotint serve` ended with status {process.returncode}")
+    # One that cannot load its model leaves soon, perhaps before it was asked how it is.
+    log.seek(0)
+    last_words = log.read().strip().rpartition("\n")[2]
+    raise api.EngineUnavailableError(
+        f"`mezzotint serve` ended with status {process.returncode}: {last_words}"
+    )

@@ -106,6 +106,8 @@ def _serve_network(args: argparse.Namespace, load: Callable[[], Completer]) -> i
         failure = asyncio.run(
             serve(listener, token=token, load=load, model=str(args.model), lifetime=Lifetime())
         )
+    if failure is not None:
+        print(f"mezzotint serve: {failure}", file=sys.stderr)
     return 0 if failure is None else 1
 
 
