@@ -17,6 +17,7 @@ from model.benchmarks.setting import Setting
 from model.benchmarks.steps import step_times_ms
 from model.benchmarks.table import Goal, Row
 from model.denoiser import DenoiserConfig
+from model.engine.model_runner import ModelRunner
 from model.evaluation.report import Figures
 from model.serving.completer import EngineCompleter
 
@@ -92,6 +93,7 @@ async def _against_floor(setting: Setting, completer: EngineCompleter, bandwidth
 def bytes_of_step(completer: EngineCompleter, context_tokens: int) -> tuple[int, int]:
     """Bytes of the weights, and of the keys and values of a context: a step reads both once."""
     runner = completer.engine.runner
+    assert isinstance(runner, ModelRunner), "the floor is that of cached streams"
     config = runner.model.config
     weights = sum(p.numel() * p.element_size() for p in runner.model.parameters())
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim

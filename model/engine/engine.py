@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
-import torch
 from torch import Tensor
 
 from model.api import (
@@ -21,17 +20,14 @@ from model.api import (
     InvalidRequestError,
     SupersededError,
 )
-from model.denoiser import Denoiser
 from model.engine.autoregressive import next_tokens
-from model.engine.graphed_runner import GraphedRunner
-from model.engine.model_runner import DecidedCanvas, ModelRunner, is_out_of_memory
 from model.engine.pace import Pace
 from model.engine.ranking import ranked
+from model.engine.runner import DecidedCanvas, Runner, is_out_of_memory
 from model.engine.sampler import CanvasBatch, Vocabulary, decide
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CANVAS_SIZES, fitted
-from model.tokenizer import CodeTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -42,32 +38,10 @@ NOT_FINITE = "the denoiser produced non-finite logits"
 
 
 class Engine:
-    """Fills holes with one denoiser. Its methods may be called from any thread."""
+    """Fills holes with one model. Its methods may be called from any thread."""
 
-    def __init__(
-        self,
-        model: Denoiser,
-        tokenizer: CodeTokenizer,
-        *,
-        cache_bytes: int | None = None,
-        is_float8: bool = False,
-    ) -> None:
-        """`cache_bytes` is the context cache's budget (None: by what the device has); `is_float8`
-        rounds the weights of canvas steps, on CUDA."""
-        self._special_ids = tokenizer.special_ids
-        device = model.embedding.weight.device
-        forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
-        forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-        self.vocabulary = Vocabulary(
-            mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden
-        )
-        self.runner: ModelRunner
-        if device.type == "cuda":
-            self.runner = GraphedRunner(
-                model, self.vocabulary, cache_bytes=cache_bytes, is_float8=is_float8
-            )
-        else:
-            self.runner = ModelRunner(model, cache_bytes=cache_bytes)
+    def __init__(self, runner: Runner, vocabulary: Vocabulary) -> None:
+        self.runner, self.vocabulary = runner, vocabulary
         self._pace = Pace()
         self._scheduler = Scheduler(MAX_BATCH)
         self._futures: dict[int, Future[list[FilledHoles]]] = {}
@@ -230,7 +204,7 @@ class Engine:
         try:
             if len(outputs) > 1:
                 start = self._new_sequence(fill, fill.params[0])
-                outputs = ranked(self.runner, start, outputs, self._special_ids)
+                outputs = ranked(self.runner, start, outputs, self.vocabulary.special_ids)
         except Exception as error:
             self._fail([fill], error)
         with self._work:
@@ -316,7 +290,7 @@ class Engine:
             raise InvalidRequestError(
                 "a fill needs a candidate, and streams that begin with a language"
             )
-        vocab_size = self.runner.model.config.vocab_size
+        vocab_size = self.runner.vocab_size
         for ids in (fill.prefix, fill.suffix, fill.typed, *fill.layout.between):
             if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
                 raise InvalidRequestError(f"token ids must lie in 0..{vocab_size - 1}")

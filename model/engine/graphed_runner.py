@@ -24,9 +24,10 @@ from model.engine.device_decision import (
 from model.engine.graphs import GraphedStep
 from model.engine.kernels.choice import kernels_for
 from model.engine.kernels.reference import PagedStreams
-from model.engine.model_runner import DecidedCanvas, ModelRunner
+from model.engine.model_runner import ModelRunner
 from model.engine.page_pool import power_of_two
 from model.engine.paged_denoiser import CanvasBatch, PagedDenoiser
+from model.engine.runner import DecidedCanvas
 from model.engine.sampler import Vocabulary
 from model.engine.sequence import Sequence
 

@@ -16,6 +16,7 @@ from model.attention import KeyValue
 from model.denoiser import Denoiser, Role
 from model.engine.kv_cache import PageTable, PageTree
 from model.engine.page_pool import PagePool, StreamRows, page_bytes
+from model.engine.runner import DecidedCanvas, is_out_of_memory
 from model.engine.sequence import Sequence
 from model.infill import fitted
 
@@ -23,26 +24,6 @@ CPU_CACHE_BYTES = 256 << 20
 """The cache's budget on a CPU: 43,000 tokens of the shipped model, some fifty files."""
 CUDA_CACHE_SHARE = 4
 """On CUDA the cache takes one part in so many of the memory that is free at the start."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch or a shorter window might have worked."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class DecidedCanvas:
-    """A canvas after steps whose decisions the runner made itself."""
-
-    ids: list[int]
-    confidences: list[float]
-    """As `Sequence.confidences`."""
-    num_steps: int
-    """Steps that had something to decide."""
-    is_broken: bool
-    """Whether its logits were not finite; no slot was decided from then on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +48,7 @@ class ModelRunner:
         batch's streams have a contiguous copy besides. Raises `ValueError` when it is too little
         for two pages."""
         self.model = model
-        self.max_context = model.config.max_context
+        self.max_context, self.vocab_size = model.config.max_context, model.config.vocab_size
         weight = model.embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
         if cache_bytes is None:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
-from model.engine.model_runner import ModelRunner, is_out_of_memory
+from model.engine.runner import Runner, is_out_of_memory
 from model.engine.sequence import Fill, FilledHoles, Sequence
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ more than 8 brought nothing (docs/experiments.md)."""
 
 
 def ranked(
-    runner: ModelRunner, start: Sequence, outputs: Items[FilledHoles], special_ids: Collection[int]
+    runner: Runner, start: Sequence, outputs: Items[FilledHoles], special_ids: Collection[int]
 ) -> list[FilledHoles]:
     """The outputs with their scores, best first; equal ones keep their order.
 

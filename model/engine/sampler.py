@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.engine.policies import OpenSlots, UnmaskPolicy, policy_of
 from model.engine.sequence import SamplingParams, Sequence
+from model.tokenizer import CodeTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,22 @@ class Vocabulary:
 
     mask_id: int
     end_id: int
+    special_ids: frozenset[int]
+    """Ids that stand for no text."""
     forbidden: Tensor
     """(V,) bool: ids that are never generated."""
+
+    @classmethod
+    def of(cls, tokenizer: CodeTokenizer, vocab_size: int, device: torch.device) -> Vocabulary:
+        """What `tokenizer` says of them; of all special tokens only `<eom>` is generated."""
+        forbidden = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
+        return cls(
+            mask_id=tokenizer.mask_id,
+            end_id=tokenizer.end_id,
+            special_ids=tokenizer.special_ids,
+            forbidden=forbidden,
+        )
 
 
 class SamplingRows:

@@ -24,6 +24,7 @@ from model.api import (
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser
 from model.engine import float8
+from model.engine.assembly import engine_for
 from model.engine.engine import Engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CanvasLayout, prefix_stream, suffix_stream
@@ -43,7 +44,7 @@ class EngineCompleter:
         self, model: Denoiser, tokenizer: CodeTokenizer, *, is_float8: bool = False
     ) -> None:
         self._tokenizer = tokenizer
-        self._engine = Engine(model, tokenizer, is_float8=is_float8)
+        self._engine = engine_for(model, tokenizer, is_float8=is_float8)
 
     @property
     def engine(self) -> Engine:

@@ -13,7 +13,7 @@ import torch
 from model.attention import rotary_tables
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser, DenoiserConfig, Role
-from model.engine.engine import Engine
+from model.engine.assembly import engine_for
 from model.engine.float8 import Float8Weight, is_supported, linear
 from model.engine.graphed_runner import GraphedRunner
 from model.engine.graphs import GraphedStep
@@ -64,7 +64,7 @@ def model(tokenizer: CodeTokenizer) -> Denoiser:
 
 
 def fill_tokens(model: Denoiser, tokenizer: CodeTokenizer) -> tuple[tuple[int, ...], ...]:
-    engine = Engine(model, tokenizer)
+    engine = engine_for(model, tokenizer)
     ids = tokenizer.encode(CODE)
     fill = Fill(
         prefix=prefix_stream(tokenizer, ids[:20], "python", starts_file=True),
@@ -131,9 +131,7 @@ def graphed(
     model: Denoiser, tokenizer: CodeTokenizer, dtype: torch.dtype, *, is_float8: bool = False
 ) -> GraphedRunner:
     on_device = copy.deepcopy(model).to("cuda", dtype)
-    forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device="cuda")
-    forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-    rules = Vocabulary(mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden)
+    rules = Vocabulary.of(tokenizer, model.config.vocab_size, on_device.embedding.weight.device)
     return GraphedRunner(on_device, rules, cache_bytes=64 << 20, is_float8=is_float8)
 
 
@@ -207,8 +205,7 @@ def test_a_step_of_seven_billion_weights_is_recorded_and_decides(
         cos, sin = rotary_tables(config.max_positions, config.head_dim, config.rope_theta)
         model.cos.copy_(cos)
         model.sin.copy_(sin)
-    forbidden = torch.zeros(config.vocab_size, dtype=torch.bool, device="cuda")
-    rules = Vocabulary(mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden)
+    rules = Vocabulary.of(tokenizer, config.vocab_size, model.embedding.weight.device)
     runner = GraphedRunner(model, rules, cache_bytes=2 << 30)
     sequence = opened(runner, 6000, 1500, 32, 0)
     (decided,) = runner.decide([sequence], 4)

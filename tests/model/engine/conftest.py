@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.denoiser import Denoiser
+from model.engine.assembly import engine_for
 from model.engine.engine import Engine
 from model.engine.page_pool import page_bytes
 from model.tokenizer import CodeTokenizer
@@ -39,7 +40,7 @@ def make_engine(model: Denoiser, tokenizer: CodeTokenizer) -> Iterator[Callable[
     def make(num_pages: int | None = None) -> Engine:
         per_page = page_bytes(model.config, model.embedding.weight.dtype)
         budget = None if num_pages is None else num_pages * per_page
-        engines.append(Engine(model, tokenizer, cache_bytes=budget))
+        engines.append(engine_for(model, tokenizer, cache_bytes=budget))
         return engines[-1]
 
     yield make

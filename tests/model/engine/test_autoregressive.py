@@ -12,7 +12,10 @@ from model.infill import CanvasLayout
 
 MASK, END = 4, 5
 VOCABULARY = Vocabulary(
-    mask_id=MASK, end_id=END, forbidden=torch.tensor([False] * 4 + [True, False])
+    mask_id=MASK,
+    end_id=END,
+    special_ids=frozenset({MASK, END}),
+    forbidden=torch.tensor([False] * 4 + [True, False]),
 )
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4, 9.0, 9.0]).log()
 

@@ -14,6 +14,12 @@ from model.engine.sequence import SamplingParams
 
 MASK, END, OTHER_SPECIAL, VOCAB = 0, 1, 2, 9
 FORBIDDEN = torch.tensor([i in (MASK, OTHER_SPECIAL) for i in range(VOCAB)])
+RULES = Vocabulary(
+    mask_id=MASK,
+    end_id=END,
+    special_ids=frozenset({MASK, END, OTHER_SPECIAL}),
+    forbidden=FORBIDDEN,
+)
 PARAMS = [
     SamplingParams(threshold=0.4),
     SamplingParams(threshold=0.0),
@@ -102,7 +108,7 @@ def test_every_step_of_a_batch_decides_as_the_sampler_does(
         logits[..., END] += strength  # ends are what most rules are about
         steps += found.open_slots(MASK).any(1)
         step(found, logits)
-        decide(expected, logits, Vocabulary(mask_id=MASK, end_id=END, forbidden=FORBIDDEN))
+        decide(expected, logits, RULES)
         assert found.ids_BC[in_a_hole].tolist() == expected.ids[in_a_hole].tolist()
         torch.testing.assert_close(found.confidences_BC[in_a_hole], expected.confidence[in_a_hole])
     assert found.steps_B.tolist() == steps.tolist()

@@ -51,9 +51,7 @@ def mixed_batch(mask_id: int) -> list[Sequence]:
 
 
 def graphed(model: Denoiser, tokenizer: CodeTokenizer, *, is_float8: bool = False) -> GraphedRunner:
-    forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-    rules = Vocabulary(mask_id=tokenizer.mask_id, end_id=tokenizer.end_id, forbidden=forbidden)
+    rules = Vocabulary.of(tokenizer, model.config.vocab_size, torch.device("cpu"))
     return GraphedRunner(copy.deepcopy(model), rules, is_float8=is_float8)
 
 

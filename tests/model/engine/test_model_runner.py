@@ -13,8 +13,9 @@ from model.api import EngineOverloadedError
 from model.attention import KeyValue
 from model.denoiser import Denoiser, Role
 from model.engine.kv_cache import PAGE_SIZE
-from model.engine.model_runner import ModelRunner, is_out_of_memory
+from model.engine.model_runner import ModelRunner
 from model.engine.page_pool import page_bytes
+from model.engine.runner import is_out_of_memory
 from model.engine.sequence import Fill, SamplingParams, Sequence
 from model.infill import CanvasLayout
 from model.tokenizer import CodeTokenizer

@@ -23,7 +23,9 @@ VOCAB = 9
 FORBIDDEN = torch.tensor([i in (MASK, OTHER_SPECIAL) for i in range(VOCAB)])
 ORDINARY = range(3, VOCAB)
 BETWEEN = -1
-VOCABULARY = Vocabulary(mask_id=MASK, end_id=END, forbidden=FORBIDDEN)
+VOCABULARY = Vocabulary(
+    mask_id=MASK, end_id=END, special_ids=frozenset({MASK, END}), forbidden=FORBIDDEN
+)
 
 
 def likes(*favourites: int, strength: float = 6.0) -> torch.Tensor:

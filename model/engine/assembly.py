@@ -1,0 +1,31 @@
+"""Puts an engine together: the runner that suits model and device, and the loop around it."""
+
+from __future__ import annotations
+
+from model.denoiser import Denoiser
+from model.engine.engine import Engine
+from model.engine.graphed_runner import GraphedRunner
+from model.engine.model_runner import ModelRunner
+from model.engine.sampler import Vocabulary
+from model.tokenizer import CodeTokenizer
+
+
+def engine_for(
+    model: Denoiser,
+    tokenizer: CodeTokenizer,
+    *,
+    cache_bytes: int | None = None,
+    is_float8: bool = False,
+) -> Engine:
+    """An engine around a denoiser, where the denoiser is.
+
+    `cache_bytes` is the context cache's budget (None: by what the device has); `is_float8` rounds
+    the weights of canvas steps, on CUDA. Raises `ValueError` for sizes that do not go together.
+    """
+    device = model.embedding.weight.device
+    vocabulary = Vocabulary.of(tokenizer, model.config.vocab_size, device)
+    if device.type == "cuda":
+        runner = GraphedRunner(model, vocabulary, cache_bytes=cache_bytes, is_float8=is_float8)
+    else:
+        runner = ModelRunner(model, cache_bytes=cache_bytes)
+    return Engine(runner, vocabulary)
