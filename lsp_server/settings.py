@@ -257,7 +257,7 @@ class Settings:
     )
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     min_confidence: float = _setting(
-        0.1,
+        0.3,
         _number(0, 1),
         "Show nothing unasked that the model gives a lower probability of being exactly right.",
     )

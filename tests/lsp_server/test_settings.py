@@ -36,7 +36,7 @@ def test_defaults_are_the_documented_ones():
     assert (settings.deadline_ms.auto, settings.deadline_ms.manual) == (300, 2000)
     assert (settings.max_new_tokens, settings.steps) == (64, None)
     assert (settings.candidates.auto, settings.candidates.manual) == (1, 3)
-    assert (settings.min_confidence, settings.syntax_check) == (0.1, "strict")
+    assert (settings.min_confidence, settings.syntax_check) == (0.3, "strict")
     assert (settings.context.prefix_tokens, settings.context.suffix_tokens) == (768, 256)
     assert settings.max_file_kb == 1024
     assert (settings.model.path, settings.model.device, settings.model.dtype) == (
