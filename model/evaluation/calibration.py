@@ -29,7 +29,12 @@ from model.evaluation.decoding import (
     fill_all,
     open_completer,
 )
-from model.evaluation.holes import Hole, cut_holes
+from model.evaluation.holes import (
+    Hole,
+    add_hole_arguments,
+    check_hole_arguments,
+    cut_holes,
+)
 from model.evaluation.report import Figures, beside, circumstances, make_room, share, write_report
 from model.evaluation.sources import load_sources
 
@@ -69,14 +74,7 @@ class Reliability:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mezzotint evaluate calibration`."""
-    parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="PATH",
-        help="source files, folders of them, or a packed corpus file (heldout.jsonl.gz)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--limit", type=int, default=1000, metavar="N", help="holes to cut (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="where they are cut (%(default)s)")
+    add_hole_arguments(parser, limit=1000)
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks/calibration"), metavar="STEM",
         help="write STEM.json and STEM.png (%(default)s)",
@@ -90,8 +88,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Check what no single option can tell. Raises `ValueError`, `InvalidRequestError`."""
     plot.require_matplotlib()
     args.decoding = decoding_of(args)
-    if args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
+    check_hole_arguments(args)
 
 
 def run(args: argparse.Namespace) -> Figures:

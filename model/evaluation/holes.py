@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from model.evaluation.sources import SourceText
@@ -14,6 +16,24 @@ CONTEXT_CHARS = 8192
 """Text on either side of a hole; more than the model sees."""
 MAX_HOLE_CHARS = 160
 _LINE = re.compile(r"[^\n]+")
+
+
+def add_hole_arguments(parser: argparse.ArgumentParser, *, limit: int) -> None:
+    """The options that say which holes to cut, at most `limit` unless told otherwise."""
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="PATH",
+        help="source files, folders of them, or a packed corpus file (heldout.jsonl.gz)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=int, default=limit, metavar="N", help="holes to cut (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="where they are cut (%(default)s)")
+
+
+def check_hole_arguments(args: argparse.Namespace) -> None:
+    """Raise `ValueError` for what `add_hole_arguments` cannot tell by itself."""
+    if args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,12 @@ from tqdm import tqdm
 
 from model import api
 from model.evaluation.decoding import add_model_arguments, open_completer
-from model.evaluation.holes import Hole, cut_holes
+from model.evaluation.holes import (
+    Hole,
+    add_hole_arguments,
+    check_hole_arguments,
+    cut_holes,
+)
 from model.evaluation.report import Figures, beside, circumstances, make_room, share, write_report
 from model.evaluation.sources import load_sources
 
@@ -28,14 +33,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mezzotint evaluate repair`."""
-    parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="PATH",
-        help="source files, folders of them, or a packed corpus file (heldout.jsonl.gz)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--limit", type=int, default=200, metavar="N", help="holes to cut (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="where they are cut (%(default)s)")
+    add_hole_arguments(parser, limit=200)
     parser.add_argument(
         "--rounds", type=int, default=2, metavar="N", help="maxRepairRounds (%(default)s)"
     )
@@ -48,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Check what no single option can tell. Raises `ValueError`."""
-    if args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}; it must be at least 1")
+    check_hole_arguments(args)
     if not 0 <= args.rounds <= 8:
         raise ValueError(f"--rounds is {args.rounds}; it must lie in 0..8")
 

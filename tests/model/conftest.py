@@ -1,14 +1,16 @@
-"""A tokenizer and a denoiser small enough to build for every test."""
+"""A tokenizer, a denoiser and a checkpoint small enough to build for every test."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from model.checkpoint import save_checkpoint
 from model.denoiser import Denoiser, DenoiserConfig
 from model.tokenizer import CodeTokenizer
 
@@ -76,3 +78,18 @@ def make_denoiser() -> Callable[..., Denoiser]:
         return model.to(dtype).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: CodeTokenizer,
+    make_denoiser: Callable[..., Denoiser],
+) -> Path:
+    """The directory of a random model that ends its spans sooner or later."""
+    model = make_denoiser(tokenizer.vocab_size, dtype=torch.float32, max_context=128)
+    with torch.no_grad():
+        model.embedding.weight[tokenizer.end_id] *= 3
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_checkpoint(directory, model, tokenizer)
+    return directory

@@ -1,4 +1,4 @@
-"""A tiny checkpoint, a file to measure with, and a completer that takes as long as it is told."""
+"""A file to measure with, and a completer that takes as long as it is told."""
 
 from __future__ import annotations
 
@@ -10,24 +10,6 @@ import torch
 
 from model.api import Candidate, FrameListener, InfillRequest, InfillResult
 from model.benchmarks.setting import Setting
-from model.checkpoint import save_checkpoint
-from model.denoiser import Denoiser
-from model.tokenizer import CodeTokenizer
-
-
-@pytest.fixture(scope="session")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: CodeTokenizer,
-    make_denoiser: Callable[..., Denoiser],
-) -> Path:
-    """The directory of a random model that ends its spans sooner or later."""
-    model = make_denoiser(tokenizer.vocab_size, dtype=torch.float32, max_context=128)
-    with torch.no_grad():
-        model.embedding.weight[tokenizer.end_id] *= 3
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    save_checkpoint(directory, model, tokenizer)
-    return directory
 
 
 @pytest.fixture(scope="session")

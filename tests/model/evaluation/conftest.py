@@ -11,10 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoint import save_checkpoint
-from model.denoiser import Denoiser
-from model.tokenizer import CodeTokenizer
-
 HUMAN_EVAL: dict[str, Any] = {
     "task_id": "HumanEval/7",
     "entry_point": "total",
@@ -87,21 +83,6 @@ def write_problems(tmp_path: Path) -> WriteProblems:
         return file
 
     return write
-
-
-@pytest.fixture(scope="session")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: CodeTokenizer,
-    make_denoiser: Callable[..., Denoiser],
-) -> Path:
-    """The directory of a random model that ends its spans sooner or later."""
-    model = make_denoiser(tokenizer.vocab_size, dtype=torch.float32, max_context=64)
-    with torch.no_grad():
-        model.embedding.weight[tokenizer.end_id] *= 3
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    save_checkpoint(directory, model, tokenizer)
-    return directory
 
 
 @pytest.fixture(autouse=True)
