@@ -10,22 +10,16 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import numpy as np
-from openvino import (  # pyright: ignore[reportMissingImports]
-    Model,
-    Node,
-    Output,
-    PartialShape,
-    Type,
-)
-from openvino import opset13 as ops  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
 from model.denoiser import Block, Denoiser, Role
+from model.engine.openvino_api import openvino
+from model.engine.openvino_api import opset13 as ops
 
-Value = Node | Output
+Value = openvino.Node | openvino.Output
 
 
-def step_graph(model: Denoiser) -> Model:
+def step_graph(model: Denoiser) -> openvino.Model:
     """Canvases to logits (B, C, V).
 
     Inputs: ids (B, C), of each slot the token before it; their positions (B, C) in the prefix
@@ -33,13 +27,13 @@ def step_graph(model: Denoiser) -> Model:
     layer by layer, keys and values of the prefix and of the suffix (B, G, L, D).
     """
     graph = _Graph(model)
-    ids, left, right = (_input(Type.i64, -1, -1) for _ in range(3))
-    mask = _input(Type.f32, -1, 1, 1, -1)
+    ids, left, right = (_input(openvino.Type.i64, -1, -1) for _ in range(3))
+    mask = _input(openvino.Type.f32, -1, 1, 1, -1)
     x, caches = graph.embed(ids), list[Value]()
     rotations = graph.rotation(left), graph.rotation(right)
     for block in model.blocks:
         prefix_keys, prefix_values, suffix_keys, suffix_values = (
-            _input(Type.f32, -1, model.config.num_kv_heads, -1, model.config.head_dim)
+            _input(openvino.Type.f32, -1, model.config.num_kv_heads, -1, model.config.head_dim)
             for _ in range(4)
         )
         caches += [prefix_keys, prefix_values, suffix_keys, suffix_values]
@@ -48,7 +42,7 @@ def step_graph(model: Denoiser) -> Model:
     logits = ops.matmul(graph.norm(x, model.final_norm), graph.embedding, False, True)
     inputs = [ids, left, right, mask, *caches]
     # Its stubs name another base class than its Model has.
-    return Model([logits], inputs, "step")  # pyright: ignore[reportGeneralTypeIssues]
+    return openvino.Model([logits], inputs, "step")  # pyright: ignore[reportGeneralTypeIssues]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,5 +154,5 @@ def _integers(*values: int) -> Value:
     return ops.constant(np.array(values, dtype=np.int64))
 
 
-def _input(kind: Type, *shape: int) -> Value:
-    return ops.parameter(PartialShape(list(shape)), kind)
+def _input(kind: openvino.Type, *shape: int) -> Value:
+    return ops.parameter(openvino.PartialShape(list(shape)), kind)

@@ -7,12 +7,12 @@ where OpenVINO gains nothing (docs/experiments.md).
 from __future__ import annotations
 
 import numpy as np
-import openvino  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor
 
 from model.denoiser import Denoiser
 from model.engine.model_runner import BatchContext, ModelRunner
+from model.engine.openvino_api import openvino
 from model.engine.openvino_graph import step_graph
 
 

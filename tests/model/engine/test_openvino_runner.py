@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +19,8 @@ from model.engine.sequence import Fill, SamplingParams, Sequence
 from model.infill import CanvasLayout
 from model.tokenizer import CodeTokenizer
 
-pytest.importorskip("openvino", reason="needs openvino (extra `openvino`)")
+if find_spec("openvino") is None:
+    pytest.skip("needs openvino (extra `openvino`)", allow_module_level=True)
 
 from model.engine.openvino_runner import OpenVinoRunner
 
@@ -134,3 +140,30 @@ def test_another_dtype_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"runs float32 on a CPU, not torch\.bfloat16"):
         OpenVinoRunner(make_denoiser(tokenizer.vocab_size, dtype=torch.bfloat16))
+
+
+# Tells every attempt to look up or reach a host, and what of the telemetry package was loaded.
+_WATCHED = """
+import sys, threading
+calls = []
+sys.addaudithook(lambda event, args: calls.append(event) if event.startswith("socket.") else None)
+import model.engine.openvino_runner
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(5)
+print(calls, [name for name in sys.modules if name.startswith("openvino_telemetry.")])
+"""
+
+
+def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    home = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", _WATCHED],
+        env={**environment, **home},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == "[] []"
+    assert list(tmp_path.iterdir()) == []
