@@ -245,9 +245,11 @@ def _test_fill(model: Path, device: str) -> str:
     if not second.candidates:
         raise _WrongError("the model gave no candidate")
     slow: list[str] = getattr(completer, "problems", [])
+    runtime: str = getattr(completer, "runtime", "")
     return (
         f"{second.candidates[0].text!r} in {second.ms:.0f} ms, {second.forwards} forwards "
         f"(the first time {first.ms:.0f} ms, after {loaded - started:.1f} s of loading)"
+        + (f", by {runtime}" if runtime else "")
         + "".join(f"; slowly: {why}" for why in slow)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model.denoiser import Denoiser
+from model.engine.cpu_choice import cpu_runner
 from model.engine.engine import Engine
 from model.engine.graphed_runner import GraphedRunner
 from model.engine.model_runner import ModelRunner
@@ -16,16 +17,20 @@ def engine_for(
     *,
     cache_bytes: int | None = None,
     is_float8: bool = False,
+    chooses: bool = False,
 ) -> Engine:
     """An engine around a denoiser, where the denoiser is.
 
     `cache_bytes` is the context cache's budget (None: by what the device has); `is_float8` rounds
-    the weights of canvas steps, on CUDA. Raises `ValueError` for sizes that do not go together.
+    the weights of canvas steps, on CUDA. Where it `chooses`, a moment is taken to measure what is
+    fastest on this CPU (`cpu_choice`). Raises `ValueError` for sizes that do not go together.
     """
     device = model.embedding.weight.device
     vocabulary = Vocabulary.of(tokenizer, model.config.vocab_size, device)
     if device.type == "cuda":
         runner = GraphedRunner(model, vocabulary, cache_bytes=cache_bytes, is_float8=is_float8)
+    elif chooses:
+        runner = cpu_runner(model, cache_bytes=cache_bytes)
     else:
         runner = ModelRunner(model, cache_bytes=cache_bytes)
     return Engine(runner, vocabulary)

@@ -27,8 +27,9 @@ CUDA_CACHE_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _BatchContext:
-    """What stays the same from step to step of a batch."""
+class BatchContext:
+    """What stays the same from step to step of a batch; as long as it does, it is one object.
+    Shapes as `Denoiser.denoise` has them."""
 
     before_B1: Tensor
     left_BC: Tensor
@@ -48,6 +49,7 @@ class ModelRunner:
         batch's streams have a contiguous copy besides. Raises `ValueError` when it is too little
         for two pages."""
         self.model = model
+        self._problems: list[str] = []
         self.max_context, self.vocab_size = model.config.max_context, model.config.vocab_size
         weight = model.embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -64,7 +66,7 @@ class ModelRunner:
         self._rows = {role: StreamRows(self.pool) for role in (Role.PREFIX, Role.SUFFIX)}
         self._open: list[Sequence] = []
         self._context_key: object = None
-        self._context: _BatchContext
+        self._context: BatchContext
         self.tokens_reused = 0
         """Context tokens, since the start, that the cache held when a stream was opened."""
         self.tokens_encoded = 0
@@ -199,20 +201,25 @@ class ModelRunner:
     def denoise(self, batch: Items[Sequence]) -> Tensor:
         """Logits (B, C, V) of the batch's canvases, whose contexts are open.
 
-        C is the largest canvas's size; what lies behind a smaller one means nothing. After an error
-        it may be called again, with a smaller batch, say (`is_out_of_memory`).
+        C is the largest canvas's size; what lies behind a smaller one means nothing. They hold
+        until the next forward. After an error it may be called again, with a smaller batch, say
+        (`is_out_of_memory`).
         """
         canvas_size = max(len(s.canvas) for s in batch)
         context = self._batch_context(batch, canvas_size)
         canvases = [s.canvas + [0] * (canvas_size - len(s.canvas)) for s in batch]
+        return self.canvas_logits(torch.tensor(canvases, device=self.device), context)
+
+    def canvas_logits(self, ids_BC: Tensor, context: BatchContext) -> Tensor:
+        """`Denoiser.denoise` and the head, for runtimes that do it in their own way."""
         hidden = self.model.denoise(
-            torch.tensor(canvases, device=self.device),
+            ids_BC,
             context.before_B1,
             context.left_BC,
             context.right_BC,
             context.prefix,
             context.suffix,
-            canvas_size=canvas_size,
+            canvas_size=ids_BC.shape[1],
             prefix_mask=context.prefix_mask,
             suffix_mask=context.suffix_mask,
             canvas_mask=context.canvas_mask,
@@ -220,9 +227,14 @@ class ModelRunner:
         return self.model.logits(hidden)
 
     @property
+    def runtime(self) -> str:
+        """What computes the steps."""
+        return f"torch {torch.__version__}"
+
+    @property
     def problems(self) -> list[str]:
         """Why steps are slower than they should be on this device."""
-        return []
+        return self._problems
 
     def decides(self, sequence: Sequence) -> bool:
         """Whether `decide` takes such a sequence. This runner leaves all decisions to the
@@ -302,7 +314,7 @@ class ModelRunner:
         tables = [_tables(s) for s in batch]
         return tuple(self.pool.tables([pair[role] for pair in tables]) for role in self._rows)
 
-    def _batch_context(self, batch: Items[Sequence], canvas_size: int) -> _BatchContext:
+    def _batch_context(self, batch: Items[Sequence], canvas_size: int) -> BatchContext:
         """Kept until the batch changes: a fill's steps share one gathering."""
         tables = [_tables(s) for s in batch]
         sizes = [len(s.canvas) for s in batch]
@@ -312,7 +324,7 @@ class ModelRunner:
             prefix, prefix_mask = self._rows[Role.PREFIX].batch([t[0] for t in tables])
             suffix, suffix_mask = self._rows[Role.SUFFIX].batch([t[1] for t in tables])
             slots = torch.arange(canvas_size, device=self.device)
-            self._context = _BatchContext(
+            self._context = BatchContext(
                 torch.tensor([s.prefix[-1:] for s in batch], device=self.device),
                 torch.tensor([[len(s.prefix)] for s in batch], device=self.device) + slots,
                 torch.tensor([[len(s.suffix)] * canvas_size for s in batch], device=self.device),

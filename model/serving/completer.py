@@ -44,7 +44,7 @@ class EngineCompleter:
         self, model: Denoiser, tokenizer: CodeTokenizer, *, is_float8: bool = False
     ) -> None:
         self._tokenizer = tokenizer
-        self._engine = engine_for(model, tokenizer, is_float8=is_float8)
+        self._engine = engine_for(model, tokenizer, is_float8=is_float8, chooses=True)
 
     @property
     def engine(self) -> Engine:
@@ -63,13 +63,15 @@ class EngineCompleter:
             )
         loaded_as = _dtype("bfloat16" if is_float8 else dtype, chosen)
         model, tokenizer = load_checkpoint(path, device=chosen, dtype=loaded_as)
-        if chosen.type == "cpu":
-            # More threads than cores that share a canvas's small products only wait on each other.
-            torch.set_num_threads(min(torch.get_num_threads(), 8))
         try:
             return cls(model, tokenizer, is_float8=is_float8)
         except ValueError as error:  # sizes that float8 cannot have
             raise CheckpointError(f"{path} cannot be run: {error}") from error
+
+    @property
+    def runtime(self) -> str:
+        """What computes the steps, with its version."""
+        return getattr(self._engine.runner, "runtime", "torch")
 
     @property
     def problems(self) -> list[str]:
@@ -210,7 +212,7 @@ def _device(name: str) -> torch.device:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        # fp32 on a CPU keeps re-used context within rounding; whether bf16 is faster is unmeasured.
+        # On a CPU fp32 is faster than bf16 (docs/experiments.md), and reused context stays exact.
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not known; use auto, {' or '.join(DTYPES)}")
