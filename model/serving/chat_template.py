@@ -49,17 +49,22 @@ class ChatTemplate:
     def of_checkpoint(cls, directory: Path) -> ChatTemplate | None:
         """The template in `chat_template.jinja` or `tokenizer_config.json`; None where neither has
         one. Raises `CheckpointError` for files that cannot be read."""
-        config = _read_config(directory / "tokenizer_config.json")
+        path = directory / "tokenizer_config.json"
+        config = _read_config(path)
         file = directory / "chat_template.jinja"
         try:
             source = file.read_text(encoding="utf-8") if file.is_file() else _source_in(config)
+            special_tokens = {
+                name: text
+                for name, token in config.items()
+                if name.endswith("_token") and (text := _content(token))
+            }
+            reserved = _reserved(config) | frozenset(special_tokens.values())
         except (OSError, UnicodeError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
-        if source is None:
-            return None
-        named = {name: _content(token) for name, token in config.items() if name.endswith("_token")}
-        special_tokens = {name: text for name, text in named.items() if text}
-        return cls(source, special_tokens, _reserved(config) | frozenset(special_tokens.values()))
+        except (TypeError, AttributeError, LookupError) as error:
+            raise CheckpointError(f"{path} is no tokenizer's config: {error!r}") from error
+        return None if source is None else cls(source, special_tokens, reserved)
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt that the assistant's next message follows.

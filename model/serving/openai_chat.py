@@ -24,6 +24,16 @@ from model.serving.served_model import ServedModel
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Roles, and what templates call them."""
 
+_EMPTY_MESSAGE_FIELDS: Mapping[str, tuple[object, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+"""What a message may have besides: an answer that OpenAI's client sends back has all of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
@@ -144,8 +154,7 @@ def _read_message(value: object, name: str) -> dict[str, str]:
         known = ", ".join(_ROLES)
         raise ApiError(f"{name}.role is {role!r}; use one of {known}", param=f"{name}.role")
     content = _read_content(fields.require("content"), f"{name}.content")
-    # What an answer of ours, sent back, has besides.
-    fields.finish({"refusal": (), "name": (), "audio": (), "tool_calls": (), "function_call": ()})
+    fields.finish(_EMPTY_MESSAGE_FIELDS)
     return {"role": _ROLES[role], "content": content}
 
 
