@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="a name, besides localhost, that clients may call this machine by; may be repeated",
+        help="a further name that clients may call this machine by; may be repeated",
     )
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate chain: HTTPS")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, if not in that file")
@@ -134,9 +134,10 @@ def _serve_network(args: argparse.Namespace, load: Callable[[], Completer]) -> i
     if not is_private and not args.tls_cert:
         logger.warning("Everybody on the way can read what is sent; --tls-cert encrypts it")
     logger.info("Listening on %s", _address(listener, is_tls=args.tls_cert is not None))
+    own_names = [args.host] if is_private else [args.host, socket.gethostname()]
     access = Access(
         token=token,
-        hosts=[args.host, *args.allow_host],
+        hosts=[*own_names, *args.allow_host],
         certificate=args.tls_cert,
         key=args.tls_key,
     )

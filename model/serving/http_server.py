@@ -103,7 +103,11 @@ class EngineServer:
                 Middleware(Metered, metrics=metrics, routes=paths),
                 Middleware(Guard, token=access.token, hosts=access.hosts),
             ],
-            exception_handlers={HTTPException: _no_such_route, ApiError: _api_error},
+            exception_handlers={
+                HTTPException: _no_such_route,
+                ApiError: _api_error,
+                Exception: _bug,
+            },
         )
 
     def leave(self) -> None:
@@ -264,3 +268,9 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    # Starlette raises it again afterwards, so it is logged. Its text may quote the request.
+    message = f"the engine failed on this request ({type(error).__name__}); see its log"
+    return refused(request.url.path, 500, message)

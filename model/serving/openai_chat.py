@@ -7,6 +7,7 @@ trained on its markers, a sentence before them says what they mean.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -93,7 +94,9 @@ class ChatShape:
 
 async def chat(body: bytes, served: ServedModel, fills: Fills, route: Conversation) -> Response:
     """Answer a conversation. Raises `ApiError`."""
-    return await answer(fills, read_call(body, served, route), ChatShape(route.nothing))
+    # A template is a program that may take its time; in a thread it keeps nobody waiting.
+    call = await asyncio.to_thread(read_call, body, served, route)
+    return await answer(fills, call, ChatShape(route.nothing))
 
 
 def read_call(body: bytes, served: ServedModel, route: Conversation) -> Call:

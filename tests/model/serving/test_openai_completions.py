@@ -337,3 +337,18 @@ async def test_text_that_changes_after_it_was_sent_ends_the_stream(
         response = await engine.post("/v1/completions", prompt="x", stream=True)
     assert "changed text" in response.text
     assert "[DONE]" not in response.text
+
+
+async def test_a_bug_of_the_server_gets_an_envelope_without_its_text(
+    served: Served, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("a secret")
+
+    monkeypatch.setattr("model.serving.openai_answer._head", broken)
+    async with served(scripted()) as engine:
+        response = await engine.post("/v1/completions", prompt="x")
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    assert "LookupError" in response.text
+    assert "secret" not in response.text
