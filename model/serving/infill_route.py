@@ -39,7 +39,7 @@ async def infill(body: bytes, served: ServedModel, fills: Fills) -> Response:
     await events.aclose()
     if isinstance(first, CompletionError):
         raise ApiError.of(first)
-    return JSONResponse(_described(first) | head)
+    return JSONResponse(head | _described(first))
 
 
 def read_request(body: bytes, served: ServedModel) -> tuple[InfillRequest, bool]:
@@ -71,7 +71,7 @@ async def _events(
             if isinstance(event, CompletionError):
                 yield sse(ApiError.of(event).envelope)
                 return
-            yield sse(_described(event) | head)
+            yield sse(head | _described(event))
             event = await anext(events, None)
     yield SSE_END
 
