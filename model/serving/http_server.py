@@ -26,7 +26,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -39,7 +39,7 @@ from model.serving.metrics import Metered, Metrics
 from model.serving.model_host import ModelHost
 from model.serving.openai_chat import APPLY, CHAT, EDIT, chat
 from model.serving.openai_completions import COMPLETION_DEFAULTS, FIM_DEFAULTS, complete
-from model.serving.openai_errors import ApiError
+from model.serving.openai_errors import ApiError, json_response
 from model.serving.protocol import (
     HEARTBEAT_S,
     InfillCall,
@@ -106,6 +106,7 @@ class EngineServer:
             exception_handlers={
                 HTTPException: _no_such_route,
                 ApiError: _api_error,
+                ClientDisconnect: _hung_up,
                 Exception: _bug,
             },
         )
@@ -121,11 +122,11 @@ class EngineServer:
             return JSONResponse(dataclasses.asdict(self._host.health()))
 
     async def _models(self, _: Request) -> Response:
-        return JSONResponse(self._served.listing())
+        return json_response(self._served.listing())
 
     async def _model(self, request: Request) -> Response:
         self._served.check(request.path_params["name"])
-        return JSONResponse(self._served.describe())
+        return json_response(self._served.describe())
 
     def _post(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of a route that generates text: one that ends when its client hangs up."""
@@ -268,6 +269,10 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def _hung_up(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
 
 
 async def _bug(request: Request, error: Exception) -> Response:

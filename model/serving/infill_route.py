@@ -14,11 +14,11 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from model.api import CompletionError, Frame, InfillRequest, InfillResult, InvalidRequestError
 from model.serving.fills import Fills, Outcome
-from model.serving.openai_errors import SSE_END, ApiError, sse
+from model.serving.openai_errors import SSE_END, ApiError, json_response, sse
 from model.serving.openai_fields import Fields
 from model.serving.protocol import ProtocolError, decode, decode_object
 from model.serving.served_model import ServedModel
@@ -39,7 +39,7 @@ async def infill(body: bytes, served: ServedModel, fills: Fills) -> Response:
     await events.aclose()
     if isinstance(first, CompletionError):
         raise ApiError.of(first)
-    return JSONResponse(head | _described(first))
+    return json_response(head | _described(first))
 
 
 def read_request(body: bytes, served: ServedModel) -> tuple[InfillRequest, bool]:

@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from model.api import CompletionError, InfillRequest
 from model.serving.fills import Fills
 from model.serving.openai_choices import FinishReason, Progress, choice, merged
-from model.serving.openai_errors import SSE_END, ApiError, sse
+from model.serving.openai_errors import SSE_END, ApiError, json_response, sse
 from model.serving.openai_fields import Options
 from model.serving.streaming import SSE, LineStream
 
@@ -102,7 +102,7 @@ async def answer(fills: Fills, call: Call, shape: Shape) -> Response:
         _with_ends(shape.choice(_text(call, last[i].text)), i, last[i].finish_reason)
         for i in sorted(last)
     ]
-    return JSONResponse(head | {"choices": choices, "usage": _usage(call, last)})
+    return json_response(head | {"choices": choices, "usage": _usage(call, last)})
 
 
 async def _events(

@@ -1,11 +1,11 @@
-"""Errors as OpenAI's API words them: a status, and an envelope that its clients understand."""
+"""How an answer is written down; errors as OpenAI's API words them: a status and an envelope."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from model.api import (
     CheckpointError,
@@ -55,15 +55,27 @@ class ApiError(Exception):
         """The body of the answer, or, once a stream has begun, its last event."""
         return {"error": self._error}
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """The answer."""
         headers = {"retry-after": str(RETRY_AFTER_S)} if self.status == 429 else None
-        return JSONResponse(self.envelope, self.status, headers)
+        return json_response(self.envelope, self.status, headers)
+
+
+def json_response(
+    body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """A JSON object as an answer."""
+    return Response(_to_json(body), status, headers, "application/json")
 
 
 def sse(event: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n\n"
+    return b"data: " + _to_json(event) + b"\n\n"
+
+
+def _to_json(body: dict[str, Any]) -> bytes:
+    # Escaped, for half of a character, which JSON can hold and a client may send, has no UTF-8.
+    return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
 SSE_END = b"data: [DONE]\n\n"
