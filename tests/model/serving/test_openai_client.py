@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from model.api import EngineOverloadedError, InfillRequest, load
+from model.api import SHIPPED_WEIGHTS, EngineOverloadedError, InfillRequest, load
 
 Served = Callable[..., Any]
 
@@ -35,7 +37,7 @@ async def test_the_shipped_model_completes_between_prompt_and_suffix(served: Ser
         "max_tokens": 16,
         "extra_body": {"language": "python"},
     }
-    async with served(load, model=_shipped()) as engine, client_of(engine) as client:
+    async with served(load, model=SHIPPED_WEIGHTS) as engine, client_of(engine) as client:
         whole = await client.completions.create(**body)
         pieces = ""
         usage = None
@@ -58,20 +60,40 @@ async def test_the_shipped_model_completes_between_prompt_and_suffix(served: Ser
     assert [c.text for c in drawn.choices] == [c.text for c in again.choices]
 
 
+async def test_leaving_a_stream_ends_the_denoising_at_its_next_step(served: Served) -> None:
+    completer: Any = load()
+    runner = completer.engine.runner
+    denoise, may_go_on, steps = runner.denoise, threading.Event(), 0
+
+    def slow_denoise(batch: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        assert steps == 1 or may_go_on.wait(30)
+        return denoise(batch)
+
+    runner.denoise = slow_denoise
+    body: dict[str, Any] = {"model": "mezzotint", "prompt": "x = [", "suffix": "]\n"}
+    async with served(completer, model=SHIPPED_WEIGHTS) as engine, client_of(engine) as client:
+        stream = await client.completions.create(**body, max_tokens=64, stream=True)
+        await anext(aiter(stream))
+        await stream.close()
+        async with engine.http() as http:
+            while 'outcome="cancelled"} 1.0' not in (await http.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+        may_go_on.set()
+        while completer.engine._scheduler.fills:
+            await asyncio.sleep(0.01)
+    assert steps <= 2
+
+
 async def test_a_prompt_longer_than_the_context_is_reported_or_refused(served: Served) -> None:
     body: dict[str, Any] = {"model": "mezzotint", "prompt": "x = 1\n" * 2000, "max_tokens": 2}
-    async with served(load, model=_shipped()) as engine, client_of(engine) as client:
+    async with served(load, model=SHIPPED_WEIGHTS) as engine, client_of(engine) as client:
         answer = await client.completions.create(**body)
         with pytest.raises(openai.BadRequestError, match="more than this model reads"):
             await client.completions.create(**body, extra_body={"truncation": "disabled"})
     assert answer.usage is not None
     assert answer.usage.dropped_tokens > 1000  # type: ignore[attr-defined]
-
-
-def _shipped() -> Path:
-    from model.api import SHIPPED_WEIGHTS
-
-    return SHIPPED_WEIGHTS
 
 
 async def test_the_client_chats(served: Served, scripted: Any, chat_checkpoint: Path) -> None:
