@@ -249,8 +249,10 @@ class Frame:
     slots: tuple[str | None, ...]
     """Text of each canvas slot; None where it is still masked, "" where the span has ended."""
     text: str = ""
-    """What is decided of the first hole, from its left edge on, earlier canvases included. Without
-    `remask` the later steps only add to it."""
+    """What is decided of the first hole, from its left edge on, earlier canvases included."""
+    text_stays: bool = False
+    """Whether the answer's first candidate will begin with `text`: no other candidate is at work
+    that might turn out the better one, and none is masked again."""
     context: ContextSize = ContextSize()
 
 

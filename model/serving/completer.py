@@ -186,7 +186,8 @@ class EngineCompleter:
         decided = sequence.as_it_stands(mask_id=tok.mask_id, end_id=tok.end_id).holes[0]
         # The last character may be decided in part only.
         text = self._text(decided, request.typed).rstrip("\ufffd")
-        return Frame(step=sequence.step, slots=slots, text=text, context=context)
+        stays = len(sequence.fill.sequences) == 1 and request.remask is None
+        return Frame(step=sequence.step, slots=slots, text=text, text_stays=stays, context=context)
 
 
 def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:

@@ -61,7 +61,8 @@ async def choice(
             if last is not None and is_full:  # a canvas without masks is followed by another
                 earlier += _generated(last)
             last, is_full = event, None not in event.slots
-            text, is_over = until_stop(event.text, stops, is_whole=False)
+            settled = event.text if event.text_stays else ""
+            text, is_over = until_stop(settled, stops, is_whole=False)
             if watch or is_over:
                 yield Progress(
                     index=index,

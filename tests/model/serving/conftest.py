@@ -36,6 +36,7 @@ class Scripted:
     def __init__(self, text: str = "one two three", *, canvas_slots: int = 64) -> None:
         self.text = text
         self.finished = True
+        self.text_stays = True
         self.error: Exception | None = None
         self.requests: list[InfillRequest] = []
         self.frames_before_hanging: int | None = None
@@ -89,6 +90,7 @@ class Scripted:
                         step=len(frames) + 1,
                         slots=tuple(state),
                         text=earlier + "".join(left),
+                        text_stays=self.text_stays,
                         context=ContextSize(tokens=20, dropped=3),
                     )
                 )

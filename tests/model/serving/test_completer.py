@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -384,6 +385,17 @@ class TestForOthersApis:
         assert told == sorted(told, key=len)
         assert len(set(told)) > 10
         assert told[-1] == whole
+        assert all(frame.text_stays for frame in frames)
+
+    @pytest.mark.parametrize("change", [{"candidates": 2}, {"lengths": (3,)}, {"remask": 0.1}])
+    async def test_text_that_may_yet_change_says_so(
+        self, completer: EngineCompleter, change: dict[str, Any]
+    ) -> None:
+        frames: list[Frame] = []
+        request = InfillRequest(prefix="for ", max_new_tokens=4, **change)
+        await completer.complete(request, on_frame=frames.append)
+        assert frames
+        assert not any(frame.text_stays for frame in frames)
 
     async def test_of_several_holes_frames_tell_the_first(
         self, completer: EngineCompleter, tokenizer: CodeTokenizer

@@ -146,6 +146,18 @@ async def test_streamed_deltas_make_up_the_text_and_none_is_taken_back(
     assert all("usage" not in event for event in events)
 
 
+async def test_text_that_another_candidate_may_replace_is_not_sent(
+    served: Served, scripted: Any
+) -> None:
+    completer = scripted("one two three")
+    completer.text_stays = False
+    async with served(completer) as engine:
+        deltas = await engine.events("/v1/completions", prompt="x", stop="none")
+        states = await engine.events("/v1/completions", prompt="x", diffusing=True)
+    assert [event["choices"][0]["text"] for event in deltas] == ["", completer.text]
+    assert states[0]["choices"][0]["text"] == f"one{MASKED}{MASKED}"
+
+
 async def test_a_stream_withholds_what_may_become_a_stop(served: Served, scripted: Any) -> None:
     async with served(scripted("one two", canvas_slots=1)) as engine:
         events = await engine.events("/v1/completions", prompt="x", stop="e two")
@@ -331,7 +343,7 @@ async def test_text_that_changes_after_it_was_sent_ends_the_stream(
 ) -> None:
     class Fickle(scripted):
         def frames(self) -> Any:
-            return [Frame(step=1, slots=("other", None), text="other")]
+            return [Frame(step=1, slots=("other", None), text="other", text_stays=True)]
 
     async with served(Fickle()) as engine:
         response = await engine.post("/v1/completions", prompt="x", stream=True)
