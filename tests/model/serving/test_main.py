@@ -185,7 +185,9 @@ async def test_a_network_engine_serves_openais_clients_its_model(start: Start) -
     assert engine.stderr is not None
     url = engine.stderr.readline().split()[-1]
     headers = {"authorization": "Bearer sesame"}
-    async with httpx2.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
+    async with httpx2.AsyncClient(
+        base_url=url, headers=headers, trust_env=False, timeout=30
+    ) as http:
         answer = await http.post("/v1/completions", json={"prompt": "x", "model": "mezzotint"})
         refused = await http.get("/v1/models", headers={"host": "evil.example"})
     assert answer.json()["choices"][0]["text"] == str(engine.pid)
@@ -196,7 +198,7 @@ async def test_a_name_that_was_allowed_is_answered_to(start: Start) -> None:
     engine = start("--port", "0", "--allow-host", "gpu-box", MEZZOTINT_TOKEN="sesame")
     assert engine.stderr is not None
     url = engine.stderr.readline().split()[-1]
-    async with httpx2.AsyncClient(base_url=url, trust_env=False) as http:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         assert (await http.get("/health", headers={"host": "gpu-box:1"})).status_code == 200
         assert (await http.get("/health", headers={"host": "other"})).status_code == 403
 
@@ -208,7 +210,7 @@ async def test_a_certificate_makes_it_https(start: Start) -> None:
     url = engine.stderr.readline().split()[-1]
     assert url.startswith("https://127.0.0.1:")
     trust = ssl.create_default_context(cafile=TLS / "cert.pem")
-    async with httpx2.AsyncClient(base_url=url, verify=trust, trust_env=False) as http:
+    async with httpx2.AsyncClient(base_url=url, verify=trust, trust_env=False, timeout=30) as http:
         assert (await http.get("/health")).status_code == 200
 
 
