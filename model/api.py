@@ -71,6 +71,11 @@ class InfillRequest:
     """What the first hole is known to begin with. It is clamped: every candidate starts with it."""
     language: str = ""
     """LSP language id, such as `python`; unknown ids are allowed."""
+    special_tokens_in_prefix: bool = False
+    """Whether the names of special tokens in `prefix` stand for those tokens, as in a prompt that a
+    chat template rendered. By default they are text, like everything else."""
+    must_fit: bool = False
+    """Refuse a context longer than the model reads, instead of dropping its far edges."""
     document: str = ""
     """Names the document the request is about. A newer request of the same `client` and
     `document` replaces a waiting or running older one. Empty: replaces nothing."""
@@ -106,7 +111,9 @@ class InfillRequest:
     right one far oftener than the model ends it there (docs/experiments.md). A single hole only.
     Such a candidate's `confidence` takes its length for granted."""
     temperature: float = 0.6
-    """Sampling temperature of the candidates after the first, which is greedy."""
+    """Sampling temperature of the candidates after the first, which is greedy unless `drawn`."""
+    drawn: bool = False
+    """Draw the first candidate, too."""
     top_p: float = 1.0
     """The sampled candidates draw from the likeliest tokens that have this much probability
     together."""
@@ -207,6 +214,16 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSize:
+    """How much text around its holes a request has, in tokens."""
+
+    tokens: int = 0
+    """Tokens that the model reads."""
+    dropped: int = 0
+    """Tokens at the far edges that are more than it reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InfillResult:
     """The candidates of one request and what they cost."""
 
@@ -221,15 +238,22 @@ class InfillResult:
     """Context tokens that had to be encoded because no cache held them."""
     ms: float
     """Time in the engine, in milliseconds."""
+    context: ContextSize = ContextSize()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The greedy candidate's canvas after one denoising step, for people to watch."""
+    """The first candidate's canvas after one denoising step."""
 
     step: int
     slots: tuple[str | None, ...]
     """Text of each canvas slot; None where it is still masked, "" where the span has ended."""
+    text: str = ""
+    """What is decided of the first hole, from its left edge on, earlier canvases included."""
+    text_stays: bool = False
+    """Whether the answer's first candidate will begin with `text`: no other candidate is at work
+    that might turn out the better one, and none is masked again."""
+    context: ContextSize = ContextSize()
 
 
 FrameListener = Callable[[Frame], None]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model.api import CheckpointError
+from model.api import CheckpointError, InvalidRequestError
 
 MASK = "<mask>"
 """A canvas slot that is still noise."""
@@ -132,9 +132,17 @@ class CodeTokenizer:
         token = f"<lang:{name}>" if name in LANGUAGES else "<lang:other>"
         return self._special[token]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`, never a special one. A lone surrogate, half of a character that an editor
-        cut in two, becomes `?`: UTF-8 has no bytes for it."""
+        cut in two, becomes `?`: UTF-8 has no bytes for it.
+
+        Raises `InvalidRequestError` for `special`, which would read special tokens' names as these.
+        """
+        if special:
+            raise InvalidRequestError(
+                "this checkpoint's tokenizer reads no special tokens out of text, so it takes no "
+                "prompt of a chat template; leave out `special_tokens_in_prefix`"
+            )
         whole = text.encode("utf-8", "replace").decode("utf-8")
         return self._tokenizer.encode(whole, add_special_tokens=False).ids
 

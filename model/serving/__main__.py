@@ -2,7 +2,8 @@
 
 With `--endpoint` it is the engine that a user's editors share: it listens on a socket that only
 the user can open, tells in the endpoint file where, and leaves when the last editor has. Without,
-it serves `--host` and `--port` until it is interrupted.
+it serves `--host` and `--port` until it is interrupted: this machine alone, unless a token was
+chosen for others to know.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import ipaddress
 import json
 import logging
 import math
@@ -18,6 +20,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import stat
 import sys
 import tempfile
@@ -34,6 +37,8 @@ from model.serving.protocol import PROTOCOL_VERSION
 
 # Linux takes 107 bytes, macOS 103.
 _MAX_SOCKET_PATH_BYTES = 100
+_MIN_SHARED_TOKEN = 16
+"""Characters of a token that other machines may try to guess."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +69,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="with --endpoint: leave after N minutes without a request (0: never)",
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name that clients may call this machine by; may be repeated",
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate chain: HTTPS")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, if not in that file")
     args = parser.parse_args(argv)
+    _check(parser, args)
+    return args
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit on flags that do not go together."""
     if args.idle_unload_minutes and args.endpoint is None:
         parser.error("--idle-unload-minutes needs --endpoint: nothing would start the engine again")
-    return args
+    if args.tls_key and not args.tls_cert:
+        parser.error("--tls-key needs --tls-cert")
+    if args.endpoint and (args.tls_cert or args.allow_host):
+        parser.error("--tls-cert and --allow-host are for --host; --endpoint is a private socket")
 
 
 def run(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
@@ -93,22 +116,56 @@ def _exit(*_: object) -> NoReturn:
 
 
 def _serve_network(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
-    from model.serving.http_server import Lifetime, serve
+    from model.serving.http_server import Access, Lifetime, serve
 
+    token = os.environ.get("MEZZOTINT_TOKEN", "")
+    is_private = _is_loopback(args.host)
+    if not is_private and len(token) < _MIN_SHARED_TOKEN:
+        raise OSError(
+            f"--host {args.host} can be reached from other machines; choose a token of at least "
+            f"{_MIN_SHARED_TOKEN} characters and set MEZZOTINT_TOKEN to it"
+        )
+    _check_certificate(args)
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     listener = socket.create_server((args.host, args.port), family=family)
-    token = os.environ.get("MEZZOTINT_TOKEN", "")
     if not token:
         token = secrets.token_urlsafe(32)
         print(f"MEZZOTINT_TOKEN={token}", file=sys.stderr)
-    logger.info("Listening on %s", _address(listener))
+    if not is_private and not args.tls_cert:
+        logger.warning("Everybody on the way can read what is sent; --tls-cert encrypts it")
+    logger.info("Listening on %s", _address(listener, is_tls=args.tls_cert is not None))
+    own_names = [args.host] if is_private else [args.host, socket.gethostname()]
+    access = Access(
+        token=token,
+        hosts=[*own_names, *args.allow_host],
+        certificate=args.tls_cert,
+        key=args.tls_key,
+    )
     with contextlib.closing(listener):
         failure = asyncio.run(
-            serve(listener, token=token, load=load, model=str(args.model), lifetime=Lifetime())
+            serve(listener, access=access, load=load, model=str(args.model), lifetime=Lifetime())
         )
     if failure is not None:
         print(f"mezzotint serve: {failure}", file=sys.stderr)
     return 0 if failure is None else 1
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`. Raises `OSError` for no address."""
+    found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)} if host else {"0.0.0.0"}
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+def _check_certificate(args: argparse.Namespace) -> None:
+    """Raise `OSError` for a certificate that cannot be used; uvicorn would end in a traceback."""
+    if args.tls_cert is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # A key that wants a passphrase would have it asked for on the terminal.
+        context.load_cert_chain(args.tls_cert, args.tls_key, password="")
+    except (OSError, ValueError) as error:
+        raise OSError(f"--tls-cert {args.tls_cert} cannot be used: {error}") from error
 
 
 def _serve_editors(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
@@ -121,14 +178,17 @@ def _serve_editors(args: argparse.Namespace, load: Callable[[], Completer]) -> i
         logger.info("Another engine serves %s already", endpoint)
         return 0
     # Only the winner pays for these imports.
-    from model.serving.http_server import Lifetime, serve
+    from model.serving.http_server import Access, Lifetime, serve
 
     idle_s = args.idle_unload_minutes * 60 or math.inf
     token = secrets.token_urlsafe(32)
     with lock, _announced_listener(endpoint, token) as listener:
         lifetime = Lifetime(leased=True, idle_s=idle_s)
+        # No browser reaches a Unix socket, whatever host its request names.
+        is_unix = _address(listener).startswith("unix:")
+        access = Access(token=token, hosts=None if is_unix else ())
         asyncio.run(
-            serve(listener, token=token, load=load, model=str(args.model), lifetime=lifetime)
+            serve(listener, access=access, load=load, model=str(args.model), lifetime=lifetime)
         )
     return 0
 
@@ -209,12 +269,13 @@ def _write_privately(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _address(listener: socket.socket) -> str:
+def _address(listener: socket.socket, *, is_tls: bool = False) -> str:
     """What `model.api.connect` takes to reach `listener`."""
     if listener.family not in (socket.AF_INET, socket.AF_INET6):
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ import torch
 from model.api import (
     Candidate,
     CheckpointError,
+    ContextSize,
     Frame,
     FrameListener,
     InfillRequest,
     InfillResult,
+    InvalidRequestError,
 )
 from model.checkpoint import load_checkpoint
 from model.denoiser import Denoiser
@@ -27,7 +29,7 @@ from model.engine import float8
 from model.engine.assembly import engine_for
 from model.engine.engine import Engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
-from model.infill import CanvasLayout, prefix_stream, suffix_stream
+from model.infill import CanvasLayout, fitted, prefix_stream, suffix_stream
 from model.tokenizer import CodeTokenizer
 
 FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
@@ -84,9 +86,15 @@ class EngineCompleter:
         """See `model.api.Completer.complete`. `on_frame` is called on the engine's thread."""
         started = time.monotonic()
         fill = self._fill(request, started)
+        context = self._context_size(fill)
+        if request.must_fit and context.dropped:
+            raise InvalidRequestError(
+                f"the context has {context.tokens + context.dropped} tokens, {context.dropped} "
+                "more than this model reads; shorten it, or serve a model of a longer context"
+            )
         if on_frame is not None:
             listener = on_frame
-            fill.on_step = lambda sequence: listener(self._frame(sequence))
+            fill.on_step = lambda sequence: listener(self._frame(request, context, sequence))
         future = self._engine.submit(fill)
         outputs = await asyncio.wrap_future(future)  # cancelling the task cancels the fill
         return InfillResult(
@@ -96,6 +104,7 @@ class EngineCompleter:
             - len(fill.typed) * len(outputs),
             encoded_tokens=fill.encoded_tokens,
             ms=1000 * (time.monotonic() - started),
+            context=context,
         )
 
     async def close(self) -> None:
@@ -112,7 +121,7 @@ class EngineCompleter:
         return Fill(
             prefix=prefix_stream(
                 self._tokenizer,
-                encode(request.prefix),
+                encode(request.prefix, special=request.special_tokens_in_prefix),
                 request.language,
                 starts_file=request.starts_file,
             ),
@@ -138,11 +147,8 @@ class EngineCompleter:
         """One candidate a distinct text, in the order of the outputs."""
         distinct: dict[tuple[str, ...], Candidate] = {}
         for output in outputs:
-            texts = [self._tokenizer.decode(hole) for hole in output.holes]
-            texts[0] = texts[0][len(request.typed) :]
-            # The bytes are tokens as well, so a model can write a carriage return.
-            texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
-            texts[0] = request.typed + texts[0]
+            texts = [self._text(output.holes[0], request.typed)]
+            texts += [self._text(hole) for hole in output.holes[1:]]
             single = len(texts) == 1
             candidate = Candidate(
                 texts=tuple(texts),
@@ -155,6 +161,12 @@ class EngineCompleter:
             distinct.setdefault(candidate.texts, candidate)
         return tuple(distinct.values())
 
+    def _text(self, hole: Items[int], typed: str = "") -> str:
+        """Text of a hole that begins with `typed`."""
+        text = self._tokenizer.decode(hole)[len(typed) :]
+        # The bytes are tokens as well, so a model can write a carriage return.
+        return typed + text.replace("\r\n", "\n").replace("\r", "\n")
+
     def _token_ends(self, hole: Items[int], num_typed: int) -> tuple[int, ...]:
         """Where in the text of `hole` its tokens after the typed ones end, in characters."""
         texts = (self._tokenizer.decode(hole[:end]) for end in range(num_typed + 1, len(hole) + 1))
@@ -162,17 +174,28 @@ class EngineCompleter:
         whole = (text.rstrip("\ufffd").replace("\r\n", "\n") for text in texts)
         return tuple(len(text) for text in whole)
 
-    def _frame(self, sequence: Sequence) -> Frame:
+    def _context_size(self, fill: Fill) -> ContextSize:
+        limit = self._engine.runner.max_context
+        given = len(fill.prefix) + len(fill.suffix)
+        read = len(fitted(fill.prefix, limit)) + len(fitted(fill.suffix, limit))
+        return ContextSize(tokens=read, dropped=given - read)
+
+    def _frame(self, request: InfillRequest, context: ContextSize, sequence: Sequence) -> Frame:
         tok = self._tokenizer
         slots = tuple(
             None if i == tok.mask_id else "" if i == tok.end_id else tok.decode([i])
             for i in sequence.canvas
         )
-        return Frame(step=sequence.step, slots=slots)
+        decided = sequence.as_it_stands(mask_id=tok.mask_id, end_id=tok.end_id).holes[0]
+        # The last character may be decided in part only.
+        text = self._text(decided, request.typed).rstrip("\ufffd")
+        stays = len(sequence.fill.sequences) == 1 and request.remask is None
+        return Frame(step=sequence.step, slots=slots, text=text, text_stays=stays, context=context)
 
 
 def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:
-    """One a candidate: a greedy one, the drawn ones, and greedy ones of given lengths."""
+    """One a candidate: a greedy one unless that is `drawn`, drawn ones, and ones of given lengths,
+    which are as the first."""
     count = request.candidates
     wanted = [(index, length) for index in range(count)] + [(0, n) for n in request.lengths]
     return tuple(
@@ -183,7 +206,7 @@ def _sampling_params(request: InfillRequest, length: int | None) -> tuple[Sampli
             entropy_bound=request.entropy_bound,
             factor=request.factor,
             remask=request.remask,
-            temperature=request.temperature if index else 0.0,
+            temperature=request.temperature if index or request.drawn else 0.0,
             top_p=request.top_p,
             seed=request.seed + index,
             length=tokens,

@@ -21,7 +21,7 @@ from model.api import (
     EngineUnavailableError,
     InfillRequest,
 )
-from model.serving.http_server import GRACE_S
+from model.serving.lifetime import GRACE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and modes are POSIX")
 

@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -366,3 +367,77 @@ class TestFromCheckpoint:
     def test_a_directory_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="there is no checkpoint directory"):
             EngineCompleter.from_checkpoint(tmp_path / "nowhere")
+
+
+class TestForOthersApis:
+    async def test_frames_tell_what_is_decided_from_the_left_and_it_only_grows(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        text = "number:\n        résumé = '🙂'\n" * 3  # more than one canvas
+        dictate(completer, tokenizer, "x" + text)
+        frames: list[Frame] = []
+        request = InfillRequest(prefix="for ", typed="x", policy="left-to-right")
+        result = await completer.complete(request, on_frame=frames.append)
+        whole = result.candidates[0].text
+        told = [frame.text for frame in frames]
+        assert whole.startswith("x" + text[:40])
+        assert all(whole.startswith(part) for part in told)
+        assert told == sorted(told, key=len)
+        assert len(set(told)) > 10
+        assert told[-1] == whole
+        assert all(frame.text_stays for frame in frames)
+
+    @pytest.mark.parametrize("change", [{"candidates": 2}, {"lengths": (3,)}, {"remask": 0.1}])
+    async def test_text_that_may_yet_change_says_so(
+        self, completer: EngineCompleter, change: dict[str, Any]
+    ) -> None:
+        frames: list[Frame] = []
+        request = InfillRequest(prefix="for ", max_new_tokens=4, **change)
+        await completer.complete(request, on_frame=frames.append)
+        assert frames
+        assert not any(frame.text_stays for frame in frames)
+
+    async def test_of_several_holes_frames_tell_the_first(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        dictate(completer, tokenizer, "first", "second")
+        frames: list[Frame] = []
+        request = InfillRequest(prefix="(", suffix=")", between=(", ",))
+        await completer.complete(request, on_frame=frames.append)
+        assert frames[-1].text == "first"
+
+    async def test_a_drawn_first_candidate_depends_on_its_seed_and_nothing_else(
+        self, completer: EngineCompleter
+    ) -> None:
+        async def text(seed: int, temperature: float, *, drawn: bool) -> str:
+            request = InfillRequest(
+                prefix="def f(", steps=4, seed=seed, temperature=temperature, drawn=drawn
+            )
+            return (await completer.complete(request)).candidates[0].text
+
+        greedy = await text(0, 2.0, drawn=False)
+        assert await text(7, 2.0, drawn=False) == greedy
+        assert await text(7, 0.0, drawn=True) == greedy
+        assert len({await text(seed, 2.0, drawn=True) for seed in range(3)} | {greedy}) == 4
+        assert await text(1, 2.0, drawn=True) == await text(1, 2.0, drawn=True)
+
+    async def test_a_context_over_the_limit_is_told_or_refused(
+        self, completer: EngineCompleter, tokenizer: CodeTokenizer
+    ) -> None:
+        text = "x = 1\n" * 100
+        given = len(tokenizer.encode(text)) + 4  # two languages and two edges of the file
+        frames: list[Frame] = []
+        result = await completer.complete(
+            InfillRequest(prefix=text, max_new_tokens=2), on_frame=frames.append
+        )
+        assert result.context.dropped > 0
+        assert result.context.tokens + result.context.dropped == given
+        assert frames[0].context == result.context
+        with pytest.raises(InvalidRequestError, match=f"has {given} tokens"):
+            await completer.complete(InfillRequest(prefix=text, must_fit=True))
+        short = InfillRequest(prefix="x", must_fit=True, max_new_tokens=2)
+        assert (await completer.complete(short)).context.dropped == 0
+
+    async def test_our_tokenizer_reads_no_special_tokens(self, completer: EngineCompleter) -> None:
+        with pytest.raises(InvalidRequestError, match="special_tokens_in_prefix"):
+            await completer.complete(InfillRequest(prefix="<s>", special_tokens_in_prefix=True))

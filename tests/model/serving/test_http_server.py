@@ -26,13 +26,8 @@ from model.api import (
     InvalidRequestError,
 )
 from model.serving.client import EngineClient
-from model.serving.http_server import (
-    FIRST_LEASE_S,
-    GRACE_S,
-    MAX_BODY_BYTES,
-    Lifetime,
-    serve,
-)
+from model.serving.http_server import MAX_BODY_BYTES, Access, serve
+from model.serving.lifetime import FIRST_LEASE_S, GRACE_S, Lifetime
 
 spec = importlib.util.spec_from_file_location(
     "fake_engine", Path(__file__).with_name("fake_engine.py")
@@ -43,7 +38,7 @@ fake_engine = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fake_engine)
 
 TOKEN = "sesame"
-BODY = json.dumps({"protocol": 3, "request": {"prefix": "x"}})
+BODY = json.dumps({"protocol": 4, "request": {"prefix": "x"}})
 
 
 class Stoppable(Lifetime):
@@ -71,7 +66,7 @@ async def running(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     lifetime = lifetime or Stoppable()
     server = asyncio.create_task(
-        serve(listener, token=TOKEN, load=load, model="fake", lifetime=lifetime)
+        serve(listener, access=Access(token=TOKEN), load=load, model="fake", lifetime=lifetime)
     )
     try:
         yield url
@@ -201,7 +196,9 @@ async def test_without_leases_a_failed_load_ends_the_server() -> None:
         raise CheckpointError("no such checkpoint")
 
     listener = socket.create_server(("127.0.0.1", 0))
-    serving = serve(listener, token=TOKEN, load=load, model="fake", lifetime=Lifetime())
+    serving = serve(
+        listener, access=Access(token=TOKEN), load=load, model="fake", lifetime=Lifetime()
+    )
     assert isinstance(await asyncio.wait_for(serving, 5), CheckpointError)
 
 
@@ -213,7 +210,7 @@ async def test_a_failed_engine_leaves_once_its_health_was_asked_for() -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     lifetime = Lifetime(leased=True)
     server = asyncio.create_task(
-        serve(listener, token=TOKEN, load=load, model="fake", lifetime=lifetime)
+        serve(listener, access=Access(token=TOKEN), load=load, model="fake", lifetime=lifetime)
     )
     async with client_of(url) as client:
         while (await client.health()).state != "failed":
@@ -255,8 +252,8 @@ async def test_a_web_page_is_refused(path: str) -> None:
     ("body", "sentence"),
     [
         ("{", "not JSON"),
-        ('{"protocol": 3, "request": {}}', "lacks the field 'prefix'"),
-        ('{"protocol": 3, "request": {"prefix": "", "steps": 0}}', "steps is 0"),
+        ('{"protocol": 4, "request": {}}', "lacks the field 'prefix'"),
+        ('{"protocol": 4, "request": {"prefix": "", "steps": 0}}', "steps is 0"),
     ],
 )
 async def test_a_malformed_body_gets_a_sentence_and_400(body: str, sentence: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from model import api
 from model.serving.__main__ import parse_args
 
+TLS = Path(__file__).with_name("tls")
+"""A certificate for localhost and its key: for these tests, and of no use elsewhere."""
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -174,6 +178,83 @@ def test_a_port_in_use_is_one_sentence(start: Start) -> None:
     assert second.returncode == 1
     assert "ddress already in use" in log
     assert "Traceback" not in log
+
+
+async def test_a_network_engine_serves_openais_clients_its_model(start: Start) -> None:
+    engine = start("--port", "0", MEZZOTINT_TOKEN="sesame")
+    assert engine.stderr is not None
+    url = engine.stderr.readline().split()[-1]
+    headers = {"authorization": "Bearer sesame"}
+    async with httpx2.AsyncClient(
+        base_url=url, headers=headers, trust_env=False, timeout=30
+    ) as http:
+        answer = await http.post("/v1/completions", json={"prompt": "x", "model": "mezzotint"})
+        refused = await http.get("/v1/models", headers={"host": "evil.example"})
+    assert answer.json()["choices"][0]["text"] == str(engine.pid)
+    assert refused.status_code == 403
+
+
+async def test_a_name_that_was_allowed_is_answered_to(start: Start) -> None:
+    engine = start("--port", "0", "--allow-host", "gpu-box", MEZZOTINT_TOKEN="sesame")
+    assert engine.stderr is not None
+    url = engine.stderr.readline().split()[-1]
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+        assert (await http.get("/health", headers={"host": "gpu-box:1"})).status_code == 200
+        assert (await http.get("/health", headers={"host": "other"})).status_code == 403
+
+
+async def test_a_certificate_makes_it_https(start: Start) -> None:
+    flags = ("--tls-cert", TLS / "cert.pem", "--tls-key", TLS / "key.pem")
+    engine = start("--port", "0", *flags, MEZZOTINT_TOKEN="sesame")
+    assert engine.stderr is not None
+    url = engine.stderr.readline().split()[-1]
+    assert url.startswith("https://127.0.0.1:")
+    trust = ssl.create_default_context(cafile=TLS / "cert.pem")
+    async with httpx2.AsyncClient(base_url=url, verify=trust, trust_env=False, timeout=30) as http:
+        assert (await http.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("cert", "key"),
+    [("none.pem", "key.pem"), ("key.pem", "cert.pem"), ("cert.pem", "locked-key.pem")],
+)
+def test_an_unusable_certificate_is_one_sentence(start: Start, cert: str, key: str) -> None:
+    engine = start("--port", "0", "--tls-cert", TLS / cert, "--tls-key", TLS / key)
+    _, log = engine.communicate(timeout=10)
+    assert engine.returncode == 1
+    assert f"{cert} cannot be used" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "::"])
+@pytest.mark.parametrize("token", ["", "short"])
+def test_other_machines_need_a_token_that_was_chosen(start: Start, host: str, token: str) -> None:
+    engine = start("--host", host, "--port", "0", MEZZOTINT_TOKEN=token)
+    _, log = engine.communicate(timeout=10)
+    assert engine.returncode == 1
+    assert "set MEZZOTINT_TOKEN" in log
+    assert "Listening" not in log
+
+
+def test_a_chosen_token_opens_it_to_other_machines_with_a_warning(start: Start) -> None:
+    token = "open sesame, please"
+    engine = start("--host", "0.0.0.0", "--port", "0", MEZZOTINT_TOKEN=token)
+    assert engine.stderr is not None
+    assert "--tls-cert encrypts" in engine.stderr.readline()
+    assert "Listening on http://0.0.0.0:" in engine.stderr.readline()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tls-key", "key.pem"],
+        ["--endpoint", "x", "--tls-cert", "cert.pem"],
+        ["--endpoint", "x", "--allow-host", "name"],
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(flags)
 
 
 def test_serving_is_ready_to_listen_without_torch() -> None:

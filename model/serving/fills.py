@@ -1,0 +1,107 @@
+"""Infills on their way: what they say while the engine works, in the order it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+from model.api import (
+    CompletionError,
+    EngineOverloadedError,
+    EngineUnavailableError,
+    Frame,
+    FrameListener,
+    InfillRequest,
+    InfillResult,
+)
+from model.serving.lifetime import Lifetime
+from model.serving.metrics import Metrics
+from model.serving.model_host import ModelHost
+
+MAX_FILLS = 64
+"""Infills at once, those that wait for the model to be loaded included."""
+
+logger = logging.getLogger(__name__)
+
+Outcome = InfillResult | CompletionError
+
+
+class Fills:
+    """Runs infills on the host's completer, as many at once as `max_fills`."""
+
+    def __init__(
+        self, host: ModelHost, lifetime: Lifetime, metrics: Metrics, *, max_fills: int = MAX_FILLS
+    ) -> None:
+        self._host = host
+        self._lifetime = lifetime
+        self._metrics = metrics
+        self._max_fills = max_fills
+        self._running: set[asyncio.Task[Outcome]] = set()
+        self._is_leaving = False
+
+    def leave(self) -> None:
+        """End every infill with an error."""
+        self._is_leaving = True
+        for fill in self._running:
+            fill.cancel()
+
+    async def events(
+        self, request: InfillRequest, *, frames: bool
+    ) -> AsyncGenerator[Frame | Outcome, None]:
+        """Frames, if wanted, while the completer runs, then its outcome: a result or an error.
+
+        Closing this cancels the completer, which stops at its next step.
+        """
+        if len(self._running) >= self._max_fills:
+            yield EngineOverloadedError(
+                f"{len(self._running)} requests are running already; try again in a moment"
+            )
+            return
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[Frame | None] = asyncio.Queue()
+
+        def on_frame(frame: Frame) -> None:  # may be called from the engine's thread
+            loop.call_soon_threadsafe(news.put_nowait, frame)
+
+        with self._lifetime.infill():
+            fill = asyncio.create_task(self._fill(request, on_frame if frames else None))
+            self._running.add(fill)
+            fill.add_done_callback(self._running.discard)
+            fill.add_done_callback(lambda _: news.put_nowait(None))
+            try:
+                while (frame := await news.get()) is not None:
+                    yield frame
+                yield fill.result()
+            finally:
+                fill.cancel()
+
+    async def _fill(self, request: InfillRequest, on_frame: FrameListener | None) -> Outcome:
+        started = time.monotonic()
+        self._metrics.running.inc()
+        try:
+            outcome = await self._outcome(request, on_frame)
+        except asyncio.CancelledError:
+            self._metrics.saw_fill(None, time.monotonic() - started)
+            raise
+        finally:
+            self._metrics.running.dec()
+        self._metrics.saw_fill(outcome, time.monotonic() - started)
+        return outcome
+
+    async def _outcome(self, request: InfillRequest, on_frame: FrameListener | None) -> Outcome:
+        try:
+            completer = await self._host.completer()
+            return await completer.complete(request, on_frame=on_frame)
+        except asyncio.CancelledError:
+            if not self._is_leaving:
+                raise  # the client hung up
+            return EngineUnavailableError("the engine is shutting down")
+        except CompletionError as error:
+            return error
+        except Exception as error:
+            # The text of a foreign exception may quote the request, so only its type goes out.
+            logger.exception("An infill failed")
+            kind = type(error).__name__
+            return CompletionError(f"the engine failed on this request ({kind}); see its log")
