@@ -41,12 +41,13 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
-        visible: Tensor,
+        visible: Tensor | None,
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
         """(B, L, E) -> (B, L, E), and the keys and values of these positions (B, G, L, D).
 
-        `visible` (B, 1, L, P + L) bool; `past` holds the keys and values of P other positions.
+        `visible` (B, 1, L or 1, P + L) bool, None where everything is; `past` holds the keys and
+        values of P other positions.
         """
         normed = self.input_norm(x)
         q, k, v = (
@@ -94,19 +95,21 @@ class Transformer(nn.Module):
         self,
         ids_BL: Tensor,
         positions_BL: Tensor,
-        visible: Tensor,
+        visible: Tensor | None,
         past: list[KeyValue] | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
         """Normed hidden states (B, L, E), and each layer's keys and values of these positions.
 
-        `visible` (B, L, P + L) bool says what each position sees: the P positions of `past`, then
-        the L that run.
+        `visible` (B, L or 1, P + L) bool says what each position sees, the P positions of `past`
+        and then the L that run; None: everything.
         """
         x = self.embedding(ids_BL)
         cos, sin = (t[positions_BL].unsqueeze(1).to(x.dtype) for t in (self.cos, self.sin))
+        if visible is not None:
+            visible = visible[:, None]
         caches: list[KeyValue] = []
         for index, layer in enumerate(self.layers):
-            x, cache = layer(x, (cos, sin), visible[:, None], past[index] if past else None)
+            x, cache = layer(x, (cos, sin), visible, past[index] if past else None)
             caches.append(cache)
         return self.final_norm(x), caches
 
@@ -116,13 +119,11 @@ class Transformer(nn.Module):
 
 
 def visibility(config: TransformerConfig, positions_BL: Tensor, is_real_BL: Tensor) -> Tensor:
-    """(B, L, L) bool: which position sees which, by the family's kind of attention.
+    """(B, L or 1, L) bool: which position sees which, by the family's kind of attention.
 
-    Padding is seen by none but itself (a row without anything to see would have no softmax).
+    None sees padding, which itself sees as much as a position of its number would.
     """
-    num = positions_BL.shape[1]
-    visible = is_real_BL[:, None, :].expand(-1, num, -1)
-    if config.attention == "block-causal":
-        block = positions_BL // config.block_size
-        visible = visible & (block[:, :, None] >= block[:, None, :])
-    return visible | torch.eye(num, dtype=torch.bool, device=positions_BL.device)
+    if config.attention == "full":
+        return is_real_BL[:, None, :]
+    block = positions_BL // config.block_size
+    return is_real_BL[:, None, :] & (block[:, :, None] >= block[:, None, :])
