@@ -50,12 +50,15 @@ def local_directory(name: str | Path) -> Path:
 
 def _from_cache(repository: str, revision: str | None) -> Path:
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        found = snapshot_download(
+            repository, revision=revision, allow_patterns=list(FILES), local_files_only=True
+        )
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"HF_HUB_OFFLINE is set, and {_id(repository, revision)} has not been downloaded; "
-            "unset it once, or give a local directory"
+            f"HF_HUB_OFFLINE is set, and {_id(repository, revision)} has not been downloaded as a "
+            "whole; unset it once, or give a local directory"
         ) from error
+    return Path(found)
 
 
 def _downloaded(repository: str, revision: str | None) -> Path:
@@ -78,9 +81,8 @@ def _downloaded(repository: str, revision: str | None) -> Path:
         ) from error
     except Exception as error:  # the HTTP client below differs from version to version
         raise CheckpointError(
-            f"{_id(repository, revision)} cannot be fetched: {constants.ENDPOINT} does not answer "
-            f"({error}). HF_HUB_OFFLINE=1 uses what was downloaded before; a local directory works "
-            "as well"
+            f"{_id(repository, revision)} cannot be fetched from {constants.ENDPOINT} ({error}). "
+            "HF_HUB_OFFLINE=1 uses what was downloaded before; a local directory works as well"
         ) from error
 
 

@@ -32,7 +32,6 @@ from model.engine.joint_runner import ContextCache
 from model.engine.open_assembly import open_engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.families.configs import TransformerConfig
-from model.families.hub import local_directory
 from model.families.layout import OpenLayout
 from model.families.memory import require_memory
 from model.families.tokenizer import OpenTokenizer
@@ -99,7 +98,7 @@ class EngineCompleter:
             raise CheckpointError(
                 "dtype 'float8' needs a CUDA card of compute capability 8.9 or above; use bfloat16"
             )
-        directory = local_directory(path)
+        directory = path if path.is_dir() else _from_hub(path)
         is_ours = model_type(directory) == MODEL_TYPE
         if is_ours and dtype == "int8":
             raise CheckpointError("dtype 'int8' is for open checkpoints; this one is small enough")
@@ -232,6 +231,13 @@ def _sampling_params(request: InfillRequest, length: int | None) -> tuple[Sampli
         )
         for index, tokens in wanted
     )
+
+
+def _from_hub(path: Path) -> Path:
+    # Takes a second to import, which local directories need not pay.
+    from model.families.hub import local_directory
+
+    return local_directory(path)
 
 
 def _load_open(

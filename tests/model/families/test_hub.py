@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RevisionNotFoundError
 
 from model.api import CheckpointError
 from model.families import hub
@@ -88,11 +88,19 @@ def test_an_unknown_revision_is_named(fake: FakeHub) -> None:
         hub.local_directory("Dream-org/DreamOn-v0-7B@v9")
 
 
-def test_offline_only_what_is_there_is_used(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_only_what_is_there_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the real client and a cache as it lays one out."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub.local_directory("a/b") == fake.folder
-    assert fake.calls[0]["local_files_only"]
-    fake.error = LocalEntryNotFoundError("nothing")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert hub.local_directory("a/b") == snapshot
+    assert hub.local_directory(f"a/b@{COMMIT}") == snapshot
     with pytest.raises(CheckpointError, match="a/b@v1 has not been downloaded"):
         hub.local_directory("a/b@v1")
 
