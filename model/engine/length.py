@@ -30,10 +30,11 @@ class LengthPolicy(Protocol):
     """Whether finished candidates are ranked by a causal reading (`ranking`)."""
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, follows: bool
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
     ) -> tuple[SamplingParams, ...]:
-        """The candidates to run for those that are asked for. `follows` says whether there is any
-        text behind the hole. Raises `InvalidRequestError`."""
+        """The candidates to run for those that are asked for, of a hole that begins with
+        `num_typed` given tokens; `follows` says whether there is any text behind it. Raises
+        `InvalidRequestError`."""
         ...
 
     def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
@@ -61,7 +62,7 @@ class LearnedEnd:
         self.ranks_by_reading = self._is_causal = is_causal
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, follows: bool
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
     ) -> tuple[SamplingParams, ...]:
         """See `LengthPolicy.candidates`."""
         if not self._is_causal:
@@ -98,11 +99,11 @@ class ExpandDelete:
     ranks_by_reading = False
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, follows: bool
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
     ) -> tuple[SamplingParams, ...]:
         """See `LengthPolicy.candidates`."""
         _refuse_autoregressive(params)
-        start = min(self.start, max_new_tokens)
+        start = min(self.start, _most_slots(max_new_tokens, num_typed) - num_typed)
         return tuple(
             replace(p, length=start, length_is="start") if p.length is None else p for p in params
         )
@@ -120,7 +121,7 @@ class ExpandDelete:
         """See `LengthPolicy.revise`."""
         if not self._resizes(sequence):
             return
-        room = _most_slots(sequence) - sequence.max_tokens
+        room = self._most_slots(sequence) - sequence.max_tokens
         slots: list[tuple[int, bool, bool, float]] = []
         is_deleting = False
         for slot in _slots(sequence)[: sequence.max_tokens]:
@@ -146,9 +147,7 @@ class ExpandDelete:
         return _surest_first(sequences)
 
     def _resizes(self, sequence: Sequence) -> bool:
-        # A hole that goes on in further canvases has no masks here that could vanish for all.
-        whole = sequence.max_tokens < len(sequence.canvas) and not sequence.committed
-        return whole and sequence.params.length_is == "start"
+        return sequence.params.length_is == "start"
 
     def _may_expand(self, sequence: Sequence) -> bool:
         steps = sequence.params.steps
@@ -156,8 +155,11 @@ class ExpandDelete:
         return (
             not is_last
             and sequence.num_expansions < sequence.fill.max_new_tokens
-            and sequence.max_tokens < _most_slots(sequence)
+            and sequence.max_tokens < self._most_slots(sequence)
         )
+
+    def _most_slots(self, sequence: Sequence) -> int:
+        return _most_slots(sequence.fill.max_new_tokens, len(sequence.fill.typed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ class LengthSearch:
     ranks_by_reading = False
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, follows: bool
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
     ) -> tuple[SamplingParams, ...]:
         """See `LengthPolicy.candidates`. Several wanted fills are fills of several lengths, all
         greedy."""
@@ -185,7 +187,8 @@ class LengthSearch:
             return tuple(params)
         tried: list[SamplingParams] = []
         if greedy := [p for p in params if p.length is None][:1]:
-            lengths = [n for n in self.lengths if n <= max_new_tokens]
+            most = _most_slots(max_new_tokens, num_typed) - num_typed
+            lengths = [n for n in self.lengths if n <= most]
             tried = [replace(greedy[0], length=n, length_is="tried") for n in lengths]
         return (*tried, *(p for p in params if p.length is not None))
 
@@ -249,10 +252,16 @@ def _refuse_autoregressive(params: Items[SamplingParams]) -> None:
         )
 
 
-def _most_slots(sequence: Sequence) -> int:
-    """Slots that a hole can grow to; one of the largest canvas tells its end."""
-    most = len(sequence.fill.typed) + sequence.fill.max_new_tokens
-    return min(most, CANVAS_SIZES[-1] - 1)
+def _most_slots(max_new_tokens: int, num_typed: int) -> int:
+    """Slots that a hole may have: one of the largest canvas tells its end. Raises
+    `InvalidRequestError` where what is typed leaves none."""
+    most = min(max_new_tokens + num_typed, CANVAS_SIZES[-1] - 1)
+    if most <= num_typed:
+        raise InvalidRequestError(
+            f"{num_typed} typed tokens leave no room in a canvas of {CANVAS_SIZES[-1]} slots; put "
+            "them into the prefix"
+        )
+    return most
 
 
 def _slots(sequence: Sequence) -> list[tuple[int, bool, bool, float]]:

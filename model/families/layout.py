@@ -31,8 +31,10 @@ class OpenLayout:
         return self.config.attention == "full" or self.tokenizer.fill_in_the_middle is not None
 
     def prefix_stream(self, ids: Sequence[int], language: str, *, starts_file: bool) -> list[int]:
-        """See `Layout.prefix_stream`; these models know neither languages nor file edges."""
-        bos_id = self.tokenizer.bos_id if self.config.adds_bos else None
+        """See `Layout.prefix_stream`; these models know neither languages nor file edges. A text
+        that starts with a special token, as rendered chat templates do, has its own beginning."""
+        starts = bool(ids) and ids[0] in self.tokenizer.special_ids
+        bos_id = self.tokenizer.bos_id if self.config.adds_bos and not starts else None
         return [self.tokenizer.no_token_id if bos_id is None else bos_id, *ids]
 
     def suffix_stream(self, ids: Sequence[int], language: str, *, ends_file: bool) -> list[int]:

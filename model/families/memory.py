@@ -20,21 +20,21 @@ def bytes_needed(config: TransformerConfig, dtype: str) -> int:
     return layers * BYTES[dtype] + tables * max(BYTES[dtype], 2) + WORKING_BYTES
 
 
-def require_memory(config: TransformerConfig, dtype: str, free: int, device: str) -> None:
-    """Raise `CheckpointError` unless `free` bytes on `device` are enough: how much is needed, and
+def require_memory(config: TransformerConfig, dtype: str, room: int, device: str) -> None:
+    """Raise `CheckpointError` unless `room` bytes on `device` are enough: how much is needed, and
     which setting helps."""
     needed = bytes_needed(config, dtype)
-    if needed <= free:
+    if needed <= room:
         return
-    fitting = [d for d in ("bfloat16", "float8", "int8") if bytes_needed(config, d) <= free]
-    advice = (
-        f"no dtype makes it fit ({_gb(bytes_needed(config, 'int8'))} in int8); use device 'cpu'"
-    )
+    smaller = ("bfloat16", "int8") if device == "cpu" else ("bfloat16", "float8", "int8")
+    fitting = [d for d in smaller if bytes_needed(config, d) <= room]
+    advice = f"int8 needs {_gb(bytes_needed(config, 'int8'))}, too: "
+    advice += "take a smaller checkpoint" if device == "cpu" else "use device 'cpu'"
     if fitting:
         advice = f"dtype {fitting[0]!r} needs {_gb(bytes_needed(config, fitting[0]))}"
     raise CheckpointError(
         f"this {config.model_type} model needs {_gb(needed)} in {dtype}, and {device} has "
-        f"{_gb(free)} free; {advice}"
+        f"{_gb(room)}; {advice}"
     )
 
 

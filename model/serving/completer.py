@@ -7,6 +7,8 @@ become text again.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
@@ -102,13 +104,13 @@ class EngineCompleter:
         is_ours = model_type(directory) == MODEL_TYPE
         if is_ours and dtype == "int8":
             raise CheckpointError("dtype 'int8' is for open checkpoints; this one is small enough")
-        if chosen.type == "cpu":
-            # More threads than cores that share a canvas's small products only wait on each other.
-            torch.set_num_threads(min(torch.get_num_threads(), 8))
         try:
             if not is_ours:
                 model, tokenizer = _load_open(directory, chosen, dtype)
                 return cls(model, tokenizer, context_cache=context_cache)
+            if chosen.type == "cpu":
+                # More threads than share a canvas's small products only wait on each other.
+                torch.set_num_threads(min(torch.get_num_threads(), 8))
             loaded_as = _dtype("bfloat16" if dtype == "float8" else dtype, chosen)
             model, tokenizer = load_checkpoint(directory, device=chosen, dtype=loaded_as)
             return cls(model, tokenizer, is_float8=dtype == "float8")
@@ -162,7 +164,7 @@ class EngineCompleter:
             layout=CanvasLayout.for_holes(first, between, len(typed)),
             typed=typed,
             params=self._engine.length.candidates(
-                params, request.max_new_tokens, follows=bool(request.suffix)
+                params, request.max_new_tokens, num_typed=len(typed), follows=bool(request.suffix)
             ),
             num_wanted=len(params),
             max_new_tokens=request.max_new_tokens,
@@ -248,13 +250,23 @@ def _load_open(
     name = dtype if dtype in EIGHT_BITS else str(loaded_as).removeprefix("torch.")
 
     def check(config: TransformerConfig) -> None:
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            require_memory(config, name, free, str(device))
+        room = _memory_of(device)
+        if room is not None:
+            require_memory(config, name, room, str(device))
 
     return load_open_checkpoint(
         directory, device=device, dtype=loaded_as, convert=EIGHT_BITS.get(dtype), check=check
     )
+
+
+def _memory_of(device: torch.device) -> int | None:
+    """Bytes that a model can have: what is free of a card, all that the machine has on a CPU; None
+    where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform == "win32":
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _device(name: str) -> torch.device:

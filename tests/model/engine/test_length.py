@@ -91,7 +91,9 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
             suffix=[0, 2],
             layout=CanvasLayout.for_holes(max_new_tokens, typed=len(typed)),
             typed=typed,
-            params=policy.candidates(params or (SamplingParams(),), max_new_tokens, follows=True),
+            params=policy.candidates(
+                params or (SamplingParams(),), max_new_tokens, num_typed=len(typed), follows=True
+            ),
             num_wanted=num_wanted,
             max_new_tokens=max_new_tokens,
             deadline=deadline,
@@ -137,7 +139,9 @@ class TestExpandDelete:
 
     def test_it_starts_long_and_never_longer_than_allowed(self, run: Callable[..., tuple]) -> None:
         policy = ExpandDelete(EXPAND, DELETE)
-        assert policy.candidates((SamplingParams(),), 500, follows=True)[0].length == 64
+        assert (
+            policy.candidates((SamplingParams(),), 500, num_typed=0, follows=True)[0].length == 64
+        )
         script = by_step({i: (EXPAND, 30.0) for i in range(12)})
         (output,), runner, _ = run(policy, script, max_new_tokens=12)
         assert len(output.holes[0]) == 12
@@ -169,6 +173,16 @@ class TestExpandDelete:
         assert output.holes[0][:3] == (3, 4, 5)
         assert len(output.holes[0]) <= 3 + 12
         assert not {MASK, END, EXPAND, DELETE} & set(output.holes[0])
+
+    def test_what_is_typed_takes_room_from_the_hole(self, run: Callable[..., tuple]) -> None:
+        policy = ExpandDelete(EXPAND, DELETE)
+        script = by_step({i: (EXPAND, 30.0) for i in range(128)})
+        (output,), _, _ = run(policy, script, typed=(3,) * 100, max_new_tokens=60)
+        assert len(output.holes[0]) == 127
+        assert output.holes[0][:100] == (3,) * 100
+        for given in (policy, LengthSearch()):
+            with pytest.raises(InvalidRequestError, match="127 typed tokens leave no room"):
+                given.candidates((SamplingParams(),), 60, num_typed=127, follows=True)
 
     def test_a_given_length_stays_as_it_is(self, run: Callable[..., tuple]) -> None:
         script = by_step({i: (EXPAND if i % 2 else DELETE, 30.0) for i in range(9)})
@@ -234,12 +248,12 @@ class TestLengthSearch:
 
     def test_where_nothing_follows_the_model_writes_its_end(self) -> None:
         params = (SamplingParams(),)
-        assert LengthSearch().candidates(params, 64, follows=False) == params
+        assert LengthSearch().candidates(params, 64, num_typed=0, follows=False) == params
 
 
 def test_autoregressive_decoding_is_refused_by_models_that_only_denoise() -> None:
     params = (SamplingParams(policy="autoregressive"),)
-    assert LearnedEnd().candidates(params, 8, follows=True) == params
+    assert LearnedEnd().candidates(params, 8, num_typed=0, follows=True) == params
     for policy in (LearnedEnd(is_causal=False), ExpandDelete(EXPAND, DELETE), LengthSearch()):
         with pytest.raises(InvalidRequestError, match="no causal reading"):
-            policy.candidates(params, 8, follows=True)
+            policy.candidates(params, 8, num_typed=0, follows=True)

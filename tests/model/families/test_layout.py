@@ -40,6 +40,17 @@ def test_an_end_is_given_where_something_follows_and_to_dreamon_always(
     assert around(dreamon, [])[1] == [dreamon.tokenizer.eos_id]
 
 
+def test_a_rendered_chat_template_brings_its_own_beginning(
+    checkpoints: Callable[[str], Path],
+) -> None:
+    for family in ("Dream", "llada"):
+        layout = of(checkpoints(family))
+        name = "<|im_start|>" if family == "Dream" else "<|startoftext|>"
+        prompt = layout.tokenizer.encode(f"{name}user", special=True)
+        prefix = layout.prefix_stream(prompt, "", starts_file=True)
+        assert layout.around(prefix, [layout.tokenizer.no_token_id], 0) == (prompt, [])
+
+
 def test_llada_has_a_beginning_and_qwens_have_nothing_around(
     checkpoints: Callable[[str], Path],
 ) -> None:

@@ -30,21 +30,23 @@ def test_the_estimate_is_what_the_weights_take(
 
 def test_a_7b_model_needs_what_its_files_weigh_and_some() -> None:
     assert 15e9 < bytes_needed(DREAM_7B, "bfloat16") < 17e9
-    require_memory(DREAM_7B, "bfloat16", free=24 << 30, device="cuda:0")
+    require_memory(DREAM_7B, "bfloat16", room=24 << 30, device="cuda:0")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "free_gb", "advice"),
+    ("device", "dtype", "gb", "advice"),
     [
-        ("float32", 24, "dtype 'bfloat16' needs 16.3 GB"),
-        ("bfloat16", 12, "dtype 'float8' needs 9.8 GB"),
-        ("bfloat16", 8, "use device 'cpu'"),
+        ("cuda:0", "float32", 24, "dtype 'bfloat16' needs 16.3 GB"),
+        ("cuda:0", "bfloat16", 12, "dtype 'float8' needs 9.8 GB"),
+        ("cuda:0", "bfloat16", 8, "int8 needs 9.8 GB, too: use device 'cpu'"),
+        ("cpu", "bfloat16", 12, "dtype 'int8' needs 9.8 GB"),
+        ("cpu", "float32", 8, "take a smaller checkpoint"),
     ],
 )
-def test_a_gpu_too_small_says_how_much_is_needed_and_what_helps(
-    dtype: str, free_gb: int, advice: str
+def test_a_device_too_small_says_how_much_is_needed_and_what_helps(
+    device: str, dtype: str, gb: int, advice: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"{free_gb}.0 GB free") as info:
-        require_memory(DREAM_7B, dtype, free=free_gb * 10**9, device="cuda:0")
+    with pytest.raises(CheckpointError, match=f"{device} has {gb}.0 GB") as info:
+        require_memory(DREAM_7B, dtype, room=gb * 10**9, device=device)
     assert advice in str(info.value)
     assert f"in {dtype}" in str(info.value)
