@@ -201,8 +201,9 @@ class Candidate:
     """Probability that each token, and each hole's end, was committed with."""
     score: float | None = None
     """How well it leads on to what follows: the causal log-probability (nats) of the candidate's
-    tokens and of the first 8 after them. None where there was no other candidate to compare it
-    with, or no time."""
+    tokens and of the first 8 after them; of an open checkpoint, which reads nothing causally, the
+    mean log-probability that its tokens were committed with. None where there was no other
+    candidate to compare it with, or no time."""
     token_ends: tuple[int, ...] = ()
     """Where in `text` the token of each of the first `probabilities` ends, in characters: as many
     as the hole has tokens beyond `typed`. Empty where there are several holes."""
@@ -320,11 +321,22 @@ def connect(socket: str, token: str) -> EngineConnection:
     return EngineClient(socket, token)
 
 
-def load(path: Path = SHIPPED_WEIGHTS, *, device: str = "auto", dtype: str = "auto") -> Completer:
-    """Load a checkpoint directory into this process (imports torch, takes seconds).
+def load(
+    path: Path = SHIPPED_WEIGHTS,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    context_cache: Literal["none", "dual"] = "none",
+) -> Completer:
+    """Load a checkpoint into this process (imports torch, takes seconds or more).
 
+    `path` is a directory, ours or one of an open family (docs/checkpoints.md), or a hub id
+    (`owner/name`, `owner/name@revision`). `context_cache` is for open checkpoints of full
+    attention: `dual` keeps what surrounds a canvas as it was in its first step, an approximation.
     Raises `CheckpointError`.
     """
     from model.serving.completer import EngineCompleter
 
-    return EngineCompleter.from_checkpoint(path, device=device, dtype=dtype)
+    return EngineCompleter.from_checkpoint(
+        path, device=device, dtype=dtype, context_cache=context_cache
+    )

@@ -1,5 +1,8 @@
 """Checkpoint directories: `model.safetensors`, `config.json`, `tokenizer.json`.
 
+`load_checkpoint` reads our own, `load_open_checkpoint` those of the families in `model.families`;
+`model_type` tells which one a directory holds.
+
 `config.json` remembers the tokenizer's digest, so that weights cannot be read with the wrong one.
 Files are written beside their place and then moved there: a crash leaves no half-written one.
 """
@@ -10,6 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from model.api import CheckpointError
 from model.denoiser import Denoiser, DenoiserConfig
+from model.families.configs import FAMILIES, TransformerConfig, read_config, read_json
+from model.families.tokenizer import OpenTokenizer
+from model.families.transformer import Transformer
+from model.families.weights import Convert, load_transformer
 from model.tokenizer import CodeTokenizer
 
 MODEL_TYPE = "mezzotint"
@@ -94,6 +102,37 @@ def load_checkpoint(
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
 
+def model_type(directory: Path) -> str:
+    """What kind of checkpoint a directory holds: ours or a family's. Raises `CheckpointError`."""
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no checkpoint directory {directory}")
+    found = read_json(_existing(directory / CONFIG)).get("model_type")
+    if not isinstance(found, str) or found not in (MODEL_TYPE, *FAMILIES):
+        known = ", ".join(map(repr, (MODEL_TYPE, *FAMILIES)))
+        raise CheckpointError(f"{directory / CONFIG} has model_type {found!r}; known are {known}")
+    return found
+
+
+def load_open_checkpoint(
+    directory: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    convert: Convert | None = None,
+    check: Callable[[TransformerConfig], None] = lambda _: None,
+) -> tuple[Transformer, OpenTokenizer]:
+    """Read a checkpoint of one of the families in `model.families`.
+
+    `convert` replaces the layers' products as they are loaded; `check` may refuse a configuration
+    before that. Raises `CheckpointError` before anything is half loaded.
+    """
+    config = read_config(directory)
+    tokenizer = OpenTokenizer.from_directory(directory, config)
+    check(config)
+    model = load_transformer(directory, config, device=device, dtype=dtype, convert=convert)
+    return model, tokenizer
+
+
 def _existing(file: Path) -> Path:
     if not file.is_file():
         raise CheckpointError(
@@ -112,7 +151,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
         found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{file} has model_type {found!r}; known is {MODEL_TYPE!r}")
+        raise CheckpointError(
+            f"{file} has model_type {found!r}; here it must be {MODEL_TYPE!r}: other checkpoints "
+            "can be served, not trained or exported"
+        )
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{file} has format version {config.get('format_version')}; "

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from model.api import InvalidRequestError
 from model.tokenizer import CodeTokenizer
@@ -44,6 +45,34 @@ def suffix_stream(
     """The suffix stream of the tokens after the hole (given in document order)."""
     edge = [tokenizer.file_end_id] if ends_file else []
     return [tokenizer.language_id(language), *edge, *reversed(ids)]
+
+
+class Layout(Protocol):
+    """How a model wants the text around a hole: as two streams that end beside it, each beginning
+    with one token that stays when the stream is shortened."""
+
+    def prefix_stream(self, ids: Sequence[int], language: str, *, starts_file: bool) -> list[int]:
+        """The prefix stream of the tokens before the hole."""
+        ...
+
+    def suffix_stream(self, ids: Sequence[int], language: str, *, ends_file: bool) -> list[int]:
+        """The suffix stream of the tokens after the hole, which are given in document order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLayout:
+    """The `Layout` of our own model."""
+
+    tokenizer: CodeTokenizer
+
+    def prefix_stream(self, ids: Sequence[int], language: str, *, starts_file: bool) -> list[int]:
+        """See `Layout.prefix_stream`."""
+        return prefix_stream(self.tokenizer, ids, language, starts_file=starts_file)
+
+    def suffix_stream(self, ids: Sequence[int], language: str, *, ends_file: bool) -> list[int]:
+        """See `Layout.suffix_stream`."""
+        return suffix_stream(self.tokenizer, ids, language, ends_file=ends_file)
 
 
 def tokens_to_drop(num_tokens: int, limit: int) -> int:

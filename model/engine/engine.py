@@ -21,6 +21,7 @@ from model.api import (
     SupersededError,
 )
 from model.engine.autoregressive import next_tokens
+from model.engine.length import LearnedEnd, LengthPolicy
 from model.engine.pace import Pace
 from model.engine.ranking import ranked
 from model.engine.runner import DecidedCanvas, Runner, is_out_of_memory
@@ -40,8 +41,12 @@ NOT_FINITE = "the denoiser produced non-finite logits"
 class Engine:
     """Fills holes with one model. Its methods may be called from any thread."""
 
-    def __init__(self, runner: Runner, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, runner: Runner, vocabulary: Vocabulary, length: LengthPolicy | None = None
+    ) -> None:
+        """`length` says how the model finds out how long a hole is (None: it writes an end)."""
         self.runner, self.vocabulary = runner, vocabulary
+        self.length = length or LearnedEnd()
         self._pace = Pace()
         self._scheduler = Scheduler(MAX_BATCH)
         self._futures: dict[int, Future[list[FilledHoles]]] = {}
@@ -200,9 +205,10 @@ class Engine:
 
     def _finish(self, fill: Fill) -> None:
         """Hand back a fill whose sequences are done."""
-        outputs = [s.output for s in fill.sequences if s.output is not None]
+        sequences = self.length.best_first(fill.sequences)
+        outputs = [s.output for s in sequences if s.output is not None]
         try:
-            if len(outputs) > 1:
+            if len(outputs) > 1 and self.length.ranks_by_reading:
                 start = self._new_sequence(fill, fill.params[0])
                 outputs = ranked(self.runner, start, outputs, self.vocabulary.special_ids)
         except Exception as error:
@@ -226,13 +232,17 @@ class Engine:
 
     def _commit(self, batch: list[Sequence], logits_BCV: Tensor) -> None:
         """Decide this step's slots of every canvas; close the canvases without masks."""
+        self.length.look(batch, logits_BCV)
         for row in self._decide(batch, logits_BCV):
             sequence = batch[row]
             if sequence.step == sequence.params.steps:
                 # An end that lost to a token behind it is still open; this was the last forward.
                 while self.vocabulary.mask_id in sequence.canvas:
                     self._decide([sequence], logits_BCV[row, None])
-            if self._told(sequence) and self.vocabulary.mask_id not in sequence.canvas:
+            self.length.revise(sequence, self.vocabulary)
+            if self.length.gives_up(sequence):
+                self._conclude(sequence)
+            elif self._told(sequence) and self.vocabulary.mask_id not in sequence.canvas:
                 self._close_canvas(sequence)
 
     def _decide(self, batch: list[Sequence], logits_BCV: Tensor) -> list[int]:
@@ -256,7 +266,7 @@ class Engine:
     def _told(self, sequence: Sequence) -> bool:
         """Tell the fill's listener of a step; False where that ended the fill."""
         fill = sequence.fill
-        if fill.on_step is not None and sequence is fill.sequences[0]:
+        if fill.on_step is not None and sequence is self.length.best_first(fill.sequences)[0]:
             try:
                 fill.on_step(sequence)
             except Exception as error:  # the other fills go on
@@ -318,7 +328,8 @@ class Engine:
             if self._futures[id(fill)].cancelled():
                 self._end(fill, None)
         for fill in self._scheduler.overdue(time.monotonic()):  # anytime: answer as it stands
-            self._end(fill, [s.output or self._output(s) for s in fill.sequences])
+            sequences = self.length.best_first(fill.sequences)
+            self._end(fill, [s.output or self._output(s) for s in sequences])
 
     def _fail(self, fills: Iterable[Fill], error: Exception) -> None:
         logger.error("a denoising step failed", exc_info=error)
@@ -339,7 +350,7 @@ class Engine:
         if isinstance(outcome, CompletionError):
             future.set_exception(outcome)
         else:
-            future.set_result(outcome)
+            future.set_result(outcome[: fill.num_wanted])
 
 
 def _fills_of(batch: Iterable[Sequence]) -> list[Fill]:

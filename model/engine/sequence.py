@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
+from typing import Literal
 
 from model.api import InvalidRequestError, Policy
 from model.engine.kv_cache import PageTable
@@ -37,6 +38,9 @@ class SamplingParams:
     length: int | None = None
     """The lone hole takes exactly as many tokens, typed ones not counted: its end is given, not
     searched for."""
+    length_is: Literal["given", "start", "tried"] = "given"
+    """Of a length: asked for; what a canvas starts with whose masks may split and vanish; or one
+    of several, of which the best is wanted (`model.engine.length`)."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -67,6 +71,12 @@ class Sequence:
     """Where the cache holds (prefix, suffix) while the sequence runs."""
     output: FilledHoles | None = None
     """Set once the sequence is done."""
+    num_expansions: int = 0
+    """Masks that have split into two."""
+    end_confidence: float | None = None
+    """Probability that masks were deleted with, the least one."""
+    length_score: float | None = None
+    """How much a tried length promises, once it has had a step."""
 
     @classmethod
     def of(
@@ -76,8 +86,11 @@ class Sequence:
         canvas, or does not go together."""
         typed, layout = list(fill.typed), fill.layout
         is_autoregressive = params.policy == "autoregressive"
-        if len(layout.slots) > 1 and (is_autoregressive or params.length is not None):
-            what = "autoregressive decoding" if is_autoregressive else "a known length"
+        # What is typed is context where a canvas is too small for it, or there is none.
+        is_context = is_autoregressive or fill.slots_to_edge is not None
+        if len(layout.slots) > 1 and (is_context or params.length is not None):
+            what = "autoregressive decoding" if is_autoregressive else "this model's decoding"
+            what = what if is_context else "a known length"
             raise InvalidRequestError(f"{what} takes a single hole, not {len(layout.slots)}")
         if is_autoregressive:
             layout = CanvasLayout((0,))
@@ -86,7 +99,7 @@ class Sequence:
         sequence = cls(
             fill=fill,
             params=params,
-            prefix=fitted(fill.prefix + (typed if is_autoregressive else []), max_context),
+            prefix=fitted(fill.prefix + (typed if is_context else []), max_context),
             suffix=fitted(fill.suffix, max_context),
             layout=layout,
             canvas=[],
@@ -94,10 +107,13 @@ class Sequence:
             fixed=[],
             confidences=[],
         )
-        if is_autoregressive:
+        if is_context:
             sequence.committed = typed
-        else:
-            sequence.blank(layout, fill.typed, mask_id=mask_id, end_id=end_id)
+        if fill.slots_to_edge is not None:
+            layout = CanvasLayout((min(fill.slots_to_edge(sequence), sequence.num_left),))
+        if not is_autoregressive:
+            given = () if is_context else fill.typed
+            sequence.blank(layout, given, mask_id=mask_id, end_id=end_id)
         return sequence
 
     @property
@@ -116,6 +132,11 @@ class Sequence:
         length = self.params.length
         return len(self.fill.typed) + (self.fill.max_new_tokens if length is None else length)
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that the first hole may still take, this canvas's included."""
+        return self.max_tokens - len(self.committed)
+
     def blank(
         self, layout: CanvasLayout, typed: tuple[int, ...], *, mask_id: int, end_id: int
     ) -> None:
@@ -124,7 +145,7 @@ class Sequence:
         self.canvas, self.clamped = layout.blank(mask_id, typed)
         if self.params.length is not None:
             # The `<eom>`s in sight tell the model the length, as a half-done canvas would.
-            for slot in range(self.max_tokens - len(self.committed), len(self.canvas)):
+            for slot in range(self.num_left, len(self.canvas)):
                 self.canvas[slot], self.clamped[slot] = end_id, True
         self.fixed = list(self.clamped)
         self.confidences = [1.0] * len(self.canvas)
@@ -139,7 +160,7 @@ class Sequence:
     def go_on(self, *, mask_id: int, end_id: int, max_context: int) -> bool:
         """Commit the canvas of a lone hole to the prefix and start a further one; False where the
         canvas without masks is the last. The context must be closed."""
-        left = self.max_tokens - len(self.committed) - len(self.canvas)
+        left = self.num_left - len(self.canvas)
         if len(self.layout.slots) > 1 or end_id in self.canvas or left <= 0:
             return False
         given = zip(self.confidences, self.clamped, strict=True)
@@ -147,7 +168,10 @@ class Sequence:
         self.committed += self.canvas
         self.prefix = fitted(self.prefix + self.canvas, max_context)
         slots = min(left, len(self.canvas)) if self.params.length is None else left + 1
-        self.blank(CanvasLayout.for_holes(slots), (), mask_id=mask_id, end_id=end_id)
+        layout = CanvasLayout.for_holes(slots)
+        if self.fill.slots_to_edge is not None:
+            layout = CanvasLayout((min(left, self.fill.slots_to_edge(self)),))
+        self.blank(layout, (), mask_id=mask_id, end_id=end_id)
         return True
 
     def as_it_stands(self, *, mask_id: int, end_id: int) -> FilledHoles:
@@ -172,6 +196,8 @@ class Sequence:
             is_whole = self.params.length is not None and len(tokens) == most
             finished = finished and (ended or is_whole)
             holes.append(tuple(tokens))
+        if self.end_confidence is not None:
+            trusted.append(self.end_confidence)
         return FilledHoles(tuple(holes), tuple(trusted), finished)
 
 
@@ -221,8 +247,13 @@ class Fill:
     """(client, document): a newer fill with the same key takes this one's place."""
     deadline: float | None = None
     """`time.monotonic()` at which the best state so far is returned."""
+    num_wanted: int | None = None
+    """Outputs that are handed back at most (None: one a candidate)."""
+    slots_to_edge: Callable[[Sequence], int] | None = None
+    """Of a model that decodes block by block: slots of a sequence's next canvas."""
     on_step: Callable[[Sequence], None] | None = None
-    """Called on the engine's thread after each step of the first candidate."""
+    """Called on the engine's thread after each step of the first candidate (of tried lengths: the
+    most promising one)."""
     sequences: list[Sequence] = field(default_factory=list)
     forwards: int = 0
     """Denoiser passes this fill took part in."""

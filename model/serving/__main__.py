@@ -46,7 +46,12 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the model that `argv` names; returns the exit status."""
     args = parse_args(argv)
-    return run(args, lambda: load_completer(args.model, device=args.device, dtype=args.dtype))
+    return run(
+        args,
+        lambda: load_completer(
+            args.model, device=args.device, dtype=args.dtype, context_cache=args.context_cache
+        ),
+    )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,10 +60,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8731, help="port (%(default)s); 0 takes any")
     parser.add_argument(
-        "--model", type=Path, default=SHIPPED_WEIGHTS, help="checkpoint directory (the shipped one)"
+        "--model", type=Path, default=SHIPPED_WEIGHTS, help="directory or hub id (the shipped one)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float8")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float8, int8")
+    parser.add_argument(
+        "--context-cache",
+        choices=("none", "dual"),
+        default="none",
+        help="of full-attention checkpoints: dual is faster and approximate (%(default)s)",
+    )
     parser.add_argument(
         "--endpoint", type=Path, metavar="FILE", help="serve this user's editors; say where in FILE"
     )

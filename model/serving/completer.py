@@ -7,7 +7,10 @@ become text again.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from pathlib import Path
 
@@ -23,13 +26,21 @@ from model.api import (
     InfillResult,
     InvalidRequestError,
 )
-from model.checkpoint import load_checkpoint
+from model.checkpoint import MODEL_TYPE, load_checkpoint, load_open_checkpoint, model_type
 from model.denoiser import Denoiser
 from model.engine import float8
 from model.engine.assembly import engine_for
+from model.engine.eight_bits import Float8Linear, Int8Linear
 from model.engine.engine import Engine
+from model.engine.joint_runner import ContextCache
+from model.engine.open_assembly import open_engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
-from model.infill import CanvasLayout, fitted, prefix_stream, suffix_stream
+from model.families.configs import TransformerConfig
+from model.families.layout import OpenLayout
+from model.families.memory import require_memory
+from model.families.tokenizer import OpenTokenizer
+from model.families.transformer import Transformer
+from model.infill import CanvasLayout, Layout, StreamLayout, fitted
 from model.tokenizer import CodeTokenizer
 
 FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
@@ -37,16 +48,38 @@ FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
 longer span goes on in a further canvas."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EIGHT_BITS = {"float8": Float8Linear, "int8": Int8Linear}
+"""Dtypes of the layers' weights alone; everything else then has the device's usual one."""
 
 
 class EngineCompleter:
     """A `model.api.Completer` around one engine."""
 
     def __init__(
-        self, model: Denoiser, tokenizer: CodeTokenizer, *, is_float8: bool = False
+        self,
+        model: Denoiser | Transformer,
+        tokenizer: CodeTokenizer | OpenTokenizer,
+        *,
+        is_float8: bool = False,
+        context_cache: ContextCache = "none",
     ) -> None:
+        """A denoiser of ours with its tokenizer, or the two of an open checkpoint. `is_float8` is
+        for ours, `context_cache` for open checkpoints (`model.engine.joint_runner`)."""
         self._tokenizer = tokenizer
-        self._engine = engine_for(model, tokenizer, is_float8=is_float8, chooses=True)
+        self._layout: Layout
+        self._slots_to_edge: Callable[[Sequence], int] | None = None
+        if isinstance(model, Denoiser):
+            assert isinstance(tokenizer, CodeTokenizer)
+            self._layout = StreamLayout(tokenizer)
+            self._engine = engine_for(model, tokenizer, is_float8=is_float8, chooses=True)
+        else:
+            assert isinstance(tokenizer, OpenTokenizer)
+            self._layout = layout = OpenLayout(model.config, tokenizer)
+            self._engine = open_engine(model, layout, cache=context_cache)
+            if model.config.attention == "block-causal":
+                self._slots_to_edge = lambda s: layout.slots_to_edge(
+                    s.prefix, s.suffix, len(s.committed)
+                )
 
     @property
     def engine(self) -> Engine:
@@ -55,18 +88,31 @@ class EngineCompleter:
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path, *, device: str = "auto", dtype: str = "auto"
+        cls,
+        path: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        context_cache: ContextCache = "none",
     ) -> EngineCompleter:
-        """Load a checkpoint directory. Raises `CheckpointError`, also for an unusable device."""
-        chosen, is_float8 = _device(device), dtype == "float8"
-        if is_float8 and not float8.is_supported(chosen):
+        """Load a checkpoint directory, or a hub id. Raises `CheckpointError`, also for an unusable
+        device."""
+        chosen = _device(device)
+        if dtype == "float8" and not float8.is_supported(chosen):
             raise CheckpointError(
                 "dtype 'float8' needs a CUDA card of compute capability 8.9 or above; use bfloat16"
             )
-        loaded_as = _dtype("bfloat16" if is_float8 else dtype, chosen)
-        model, tokenizer = load_checkpoint(path, device=chosen, dtype=loaded_as)
+        directory = path if path.is_dir() else _from_hub(path)
+        is_ours = model_type(directory) == MODEL_TYPE
+        if is_ours and dtype == "int8":
+            raise CheckpointError("dtype 'int8' is for open checkpoints; this one is small enough")
         try:
-            return cls(model, tokenizer, is_float8=is_float8)
+            if not is_ours:
+                model, tokenizer = _load_open(directory, chosen, dtype)
+                return cls(model, tokenizer, context_cache=context_cache)
+            loaded_as = _dtype("bfloat16" if dtype == "float8" else dtype, chosen)
+            model, tokenizer = load_checkpoint(directory, device=chosen, dtype=loaded_as)
+            return cls(model, tokenizer, is_float8=dtype == "float8")
         except ValueError as error:  # sizes that float8 cannot have
             raise CheckpointError(f"{path} cannot be run: {error}") from error
 
@@ -117,24 +163,25 @@ class EngineCompleter:
         between = [encode(text) for text in request.between]
         typed = tuple(encode(request.typed))
         length = None if request.length_of is None else len(encode(request.length_of))
+        params = _sampling_params(request, length)
         first = min(request.max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
         return Fill(
-            prefix=prefix_stream(
-                self._tokenizer,
+            prefix=self._layout.prefix_stream(
                 encode(request.prefix, special=request.special_tokens_in_prefix),
                 request.language,
                 starts_file=request.starts_file,
             ),
-            suffix=suffix_stream(
-                self._tokenizer,
-                encode(request.suffix),
-                request.language,
-                ends_file=request.ends_file,
+            suffix=self._layout.suffix_stream(
+                encode(request.suffix), request.language, ends_file=request.ends_file
             ),
             layout=CanvasLayout.for_holes(first, between, len(typed)),
             typed=typed,
-            params=_sampling_params(request, length),
+            params=self._engine.length.candidates(
+                params, request.max_new_tokens, num_typed=len(typed), follows=bool(request.suffix)
+            ),
+            num_wanted=len(params),
             max_new_tokens=request.max_new_tokens,
+            slots_to_edge=self._slots_to_edge,
             urgent=request.priority == "manual",
             client=request.client,
             replaces=(request.client, request.document) if request.document else None,
@@ -215,6 +262,40 @@ def _sampling_params(request: InfillRequest, length: int | None) -> tuple[Sampli
     )
 
 
+def _from_hub(path: Path) -> Path:
+    # Takes a second to import, which local directories need not pay.
+    from model.families.hub import local_directory
+
+    return local_directory(path)
+
+
+def _load_open(
+    directory: Path, device: torch.device, dtype: str
+) -> tuple[Transformer, OpenTokenizer]:
+    """An open checkpoint, once it is known to fit. Raises `CheckpointError`."""
+    loaded_as = _dtype("auto" if dtype in EIGHT_BITS else dtype, device)
+    name = dtype if dtype in EIGHT_BITS else str(loaded_as).removeprefix("torch.")
+
+    def check(config: TransformerConfig) -> None:
+        room = _memory_of(device)
+        if room is not None:
+            require_memory(config, name, room, str(device))
+
+    return load_open_checkpoint(
+        directory, device=device, dtype=loaded_as, convert=EIGHT_BITS.get(dtype), check=check
+    )
+
+
+def _memory_of(device: torch.device) -> int | None:
+    """Bytes that a model can have: what is free of a card, all that the machine has on a CPU; None
+    where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform == "win32":
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -238,5 +319,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         # On a CPU fp32 is faster than bf16 (docs/experiments.md), and reused context stays exact.
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
-        raise CheckpointError(f"dtype {name!r} is not known; use auto, {' or '.join(DTYPES)}")
+        known = ", ".join((*DTYPES, *EIGHT_BITS))
+        raise CheckpointError(f"dtype {name!r} is not known; use auto or one of {known}")
     return DTYPES[name]

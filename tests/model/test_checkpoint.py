@@ -128,7 +128,7 @@ def test_weights_are_not_read_with_a_tokenizer_they_were_not_trained_with(
     [
         ("{", "is not readable JSON"),
         ("[]", "model_type 'list'"),
-        ('{"model_type": "llama"}', "model_type 'llama'; known is 'mezzotint'"),
+        ('{"model_type": "llama"}', "model_type 'llama'; here it must be 'mezzotint'"),
         ('{"model_type": "mezzotint", "format_version": 2}', "format version 2"),
         ('{"model_type": "mezzotint", "format_version": 1}', "lacks the key 'tokenizer_sha256'"),
     ],

@@ -354,9 +354,9 @@ class TestFromCheckpoint:
 
     def test_a_dtype_it_does_not_know_is_named(self, checkpoint: Path) -> None:
         with pytest.raises(
-            CheckpointError, match=r"'int8' is not known; use auto, float32 or bfloat16"
+            CheckpointError, match=r"'half' is not known; use auto or one of float32, bfloat16"
         ):
-            EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="int8")
+            EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="half")
 
     def test_float8_on_a_device_without_it_is_an_error_that_says_what_to_use(
         self, checkpoint: Path

@@ -1,0 +1,245 @@
+"""Runs an open checkpoint for the engine: prefix, canvas and suffix as one sequence.
+
+What each step runs, and what it keeps from the one before:
+
+* full attention, `none`: everything, each time. Exact, and the only exact way: under full attention
+  every token's keys change with the canvas.
+* full attention, `dual`: after a canvas's first step only the canvas; the keys and values of what
+  is around it stay those of that step. Approximate (Fast-dLLM, arXiv 2505.22618, dual cache).
+* block-causal: the blocks before the canvas's own are kept. Exact: no block sees a later one.
+
+Shape letters: B sequences, C slots, L positions that run, P kept positions, E hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention import KeyValue
+from model.engine.runner import DecidedCanvas
+from model.engine.sequence import Sequence
+from model.families.layout import OpenLayout
+from model.families.transformer import Transformer, visibility
+from model.infill import CANVAS_SIZES
+
+ContextCache = Literal["none", "dual"]
+"""What a full-attention model keeps of a context between steps."""
+
+_LAYOUT_TOKENS = 8
+"""Room for the tokens that a layout puts around the streams."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Keys and values of some positions of a sequence, and for what text they hold."""
+
+    key: object
+    caches: list[KeyValue]
+    """(1, G, P, D) each."""
+
+    @property
+    def length(self) -> int:
+        return self.caches[0][0].shape[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What one sequence runs in a step."""
+
+    ids: list[int]
+    first: int
+    """Position of the first of them; they are consecutive."""
+    sources: list[int]
+    """Of each slot, the index in `ids` whose logits predict it."""
+    kept: _Kept | None
+
+
+class JointRunner:
+    """An open model, and what it keeps of running sequences. A `Runner`."""
+
+    def __init__(
+        self, model: Transformer, layout: OpenLayout, *, cache: ContextCache = "none"
+    ) -> None:
+        self.model, self.layout, self.cache = model, layout, cache
+        config = model.config
+        self.max_context = (config.max_positions - CANVAS_SIZES[-1] - _LAYOUT_TOKENS) // 2
+        self.vocab_size = layout.tokenizer.vocab_size
+        self.device = model.embedding.weight.device
+        self._is_full = config.attention == "full"
+        self._kept: dict[int, _Kept] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values that are kept for running sequences."""
+        return sum(t.nbytes for kept in self._kept.values() for pair in kept.caches for t in pair)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why steps are slower than they should be, and what a fill does without."""
+        if not self.layout.sees_suffix:
+            return [
+                "this block-causal model's tokenizer has no fill-in-the-middle tokens, so what "
+                "follows a hole is not seen"
+            ]
+        return []
+
+    def check_integrity(self) -> None:
+        """Nothing is kept when nothing runs."""
+        assert not self._kept, "a sequence that has gone is still kept"
+
+    def drop_cache(self) -> None:
+        """Forget every context."""
+        self._kept.clear()
+
+    def open_contexts(self, batch: Items[Sequence]) -> list[Sequence]:
+        """See `Runner.open_contexts`; a context is read in the forwards themselves."""
+        return list(batch)
+
+    def close_context(self, sequence: Sequence) -> None:
+        """See `Runner.close_context`."""
+        self._kept.pop(id(sequence), None)
+
+    def decides(self, sequence: Sequence) -> bool:
+        """See `Runner.decides`: the sampler does."""
+        return False
+
+    def decide(self, batch: Items[Sequence], num_steps: int) -> list[DecidedCanvas]:
+        """Never called: `decides` is False."""
+        raise NotImplementedError
+
+    def next_logits(self, batch: Items[Sequence]) -> Tensor:
+        """Never called: the length policies refuse autoregressive decoding."""
+        raise NotImplementedError
+
+    def causal_log_probs(
+        self, sequence: Sequence, continuations: Items[Items[int]]
+    ) -> list[list[float]]:
+        """Never called: the length policies of these models rank without it."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def denoise(self, batch: Items[Sequence]) -> Tensor:
+        """See `Runner.denoise`. The last id of V is the engine's own and gets -inf."""
+        rows = [self._row(s) for s in batch]
+        hidden, caches = self._forward(rows)
+        for index, (sequence, row) in enumerate(zip(batch, rows, strict=True)):
+            self._keep(sequence, row, [(k[index, None], v[index, None]) for k, v in caches])
+            sequence.fill.encoded_tokens += len(row.ids) - len(row.sources)
+        size = max(len(s.canvas) for s in batch)
+        sources = [row.sources + [0] * (size - len(row.sources)) for row in rows]
+        index = torch.tensor(sources, device=self.device)[..., None]
+        slots = hidden.gather(1, index.expand(-1, -1, hidden.shape[-1]))
+        return F.pad(self.model.logits(slots), (0, 1), value=float("-inf"))
+
+    # ---- what a step runs ------------------------------------------------------------------
+
+    def _row(self, sequence: Sequence) -> _Row:
+        left, right = self.layout.around(
+            sequence.prefix, sequence.suffix, self._num_committed(sequence)
+        )
+        canvas = sequence.canvas[: _num_real(sequence)]
+        shift = int(self.model.config.shifts_logits)
+        start = len(left)
+        first, kept = 0, self._usable(sequence, left, canvas, right)
+        if kept is not None:
+            first = max(start - shift, 0) if self._is_full else kept.length
+        behind = [] if kept is not None else right
+        # The first position of all has none before it; it predicts itself, as in Dream's code.
+        sources = [max(start + slot - shift, 0) - first for slot in range(len(canvas))]
+        return _Row([*left[first:], *canvas, *behind], first, sources, kept)
+
+    def _num_committed(self, sequence: Sequence) -> int:
+        return min(len(sequence.committed), len(sequence.prefix) - 1)
+
+    def _usable(
+        self, sequence: Sequence, left: list[int], canvas: list[int], right: list[int]
+    ) -> _Kept | None:
+        """What is kept and still holds."""
+        kept = self._kept.get(id(sequence))
+        if kept is None:
+            return None
+        if self._is_full:
+            return kept if kept.key == (left, len(canvas), right) else None
+        return kept if kept.key == left[: kept.length] else None
+
+    def _keep(self, sequence: Sequence, row: _Row, new: list[KeyValue]) -> None:
+        """Take over from a step's keys and values (1, G, L, D) what the next can use."""
+        left, right = self.layout.around(
+            sequence.prefix, sequence.suffix, self._num_committed(sequence)
+        )
+        if self._is_full:
+            if self.cache == "none" or row.kept is not None:
+                return
+            num_slots = len(row.sources)
+            start = max(len(left) - int(self.model.config.shifts_logits), 0)
+            behind = slice(len(left) + num_slots, len(row.ids))
+            caches = [_cut(pair, slice(0, start), behind) for pair in new]
+            self._kept[id(sequence)] = _Kept((left, num_slots, right), caches)
+            return
+        whole = len(left) // self.model.config.block_size * self.model.config.block_size
+        caches = [_cut(pair, slice(0, whole - row.first)) for pair in new]
+        if row.kept is not None:
+            old = row.kept.caches
+            caches = [
+                (torch.cat((a[0], b[0]), dim=2), torch.cat((a[1], b[1]), dim=2))
+                for a, b in zip(old, caches, strict=True)
+            ]
+        self._kept[id(sequence)] = _Kept(left[:whole], caches)
+
+    # ---- the forward -----------------------------------------------------------------------
+
+    def _forward(self, rows: list[_Row]) -> tuple[Tensor, list[KeyValue]]:
+        """Hidden states (B, L, E) and new keys and values of rows of different lengths."""
+        longest = max(len(row.ids) for row in rows)
+        pasts = [row.kept.length if row.kept else 0 for row in rows]
+        ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
+        steps = torch.arange(longest)
+        # Padding has the last positions there are: it must stay inside the rotary tables.
+        last = self.model.config.max_positions - 1
+        positions = (torch.tensor([[row.first] for row in rows]) + steps).clamp(max=last)
+        is_real = steps < torch.tensor([[len(row.ids)] for row in rows])
+        visible = visibility(self.model.config, positions, is_real)
+        if max(pasts):
+            was_kept = torch.arange(max(pasts)) < torch.tensor(pasts)[:, None]
+            before = was_kept[:, None].expand(-1, visible.shape[1], -1)
+            visible = torch.cat((before, visible), dim=-1)
+        return self.model.hidden(
+            ids.to(self.device),
+            positions.to(self.device),
+            None if visible.all() else visible.to(self.device),
+            self._pasts(rows, max(pasts)) if max(pasts) else None,
+        )
+
+    def _pasts(self, rows: list[_Row], longest: int) -> list[KeyValue]:
+        """Each layer's kept keys and values (B, G, P, D), the shorter ones padded."""
+        config, weight = self.model.config, self.model.embedding.weight
+        shape = (len(rows), config.num_kv_heads, longest, config.head_dim)
+        pasts: list[KeyValue] = []
+        for layer in range(config.num_layers):
+            keys, values = weight.new_zeros(shape), weight.new_zeros(shape)
+            for index, row in enumerate(rows):
+                if row.kept is not None:
+                    key, value = row.kept.caches[layer]
+                    keys[index, :, : row.kept.length] = key[0]
+                    values[index, :, : row.kept.length] = value[0]
+            pasts.append((keys, values))
+        return pasts
+
+
+def _num_real(sequence: Sequence) -> int:
+    """Slots that are tokens of the hole, not the ends of a known length."""
+    if sequence.params.length is None:
+        return len(sequence.canvas)
+    return min(len(sequence.canvas), sequence.max_tokens - len(sequence.committed))
+
+
+def _cut(pair: KeyValue, *parts: slice) -> KeyValue:
+    """The named positions of keys and values, copied: a view would keep the whole alive."""
+    key, value = (torch.cat([t[:, :, part] for part in parts], dim=2) for t in pair)
+    return key, value

@@ -1,0 +1,280 @@
+"""How long a hole is: three ways to find out, behind one `LengthPolicy`.
+
+* `LearnedEnd`: the model writes an end (ours writes `<eom>`, block-causal ones their
+  end-of-sequence token).
+* `ExpandDelete`: masks split and vanish (DreamOn).
+* `LengthSearch`: the model knows nothing of the length of a hole, so several are tried side by
+  side. Where nothing follows, it writes its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from math import exp, log
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.api import InvalidRequestError
+from model.engine.sampler import Vocabulary
+from model.engine.sequence import FilledHoles, SamplingParams, Sequence
+from model.infill import CANVAS_SIZES, CanvasLayout
+
+
+class LengthPolicy(Protocol):
+    """Decides with how many slots a candidate starts, and what becomes of them."""
+
+    ranks_by_reading: bool
+    """Whether finished candidates are ranked by a causal reading (`ranking`)."""
+
+    def candidates(
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+    ) -> tuple[SamplingParams, ...]:
+        """The candidates to run for those that are asked for, of a hole that begins with
+        `num_typed` given tokens; `follows` says whether there is any text behind it. Raises
+        `InvalidRequestError`."""
+        ...
+
+    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
+        """See a step's logits before anything is decided; may forbid tokens, in place."""
+        ...
+
+    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
+        """Change the slots of a canvas after a step's decisions."""
+        ...
+
+    def gives_up(self, sequence: Sequence) -> bool:
+        """Whether a candidate is not worth another step."""
+        ...
+
+    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
+        """The candidates of a fill, in the order in which they are handed back."""
+        ...
+
+
+class LearnedEnd:
+    """The model itself ends a span."""
+
+    def __init__(self, *, is_causal: bool = True) -> None:
+        """`is_causal`: the model's prefix stream alone can be read token by token."""
+        self.ranks_by_reading = self._is_causal = is_causal
+
+    def candidates(
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+    ) -> tuple[SamplingParams, ...]:
+        """See `LengthPolicy.candidates`."""
+        if not self._is_causal:
+            _refuse_autoregressive(params)
+        return tuple(params)
+
+    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
+        """See `LengthPolicy.look`."""
+
+    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
+        """See `LengthPolicy.revise`."""
+
+    def gives_up(self, sequence: Sequence) -> bool:
+        """See `LengthPolicy.gives_up`."""
+        return False
+
+    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
+        """See `LengthPolicy.best_first`."""
+        return list(sequences) if self._is_causal else _surest_first(sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandDelete:
+    """DreamOn's own: a mask may become two masks, or go, and with it all masks to its right.
+
+    As its demonstration does, except that a step may commit several slots; a token that is
+    committed in the same step, right of a deleted mask, stays.
+    """
+
+    expand_id: int
+    delete_id: int
+    start: int = 64
+    """Slots to begin with: more of them cost fewer forwards than too few."""
+    ranks_by_reading = False
+
+    def candidates(
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+    ) -> tuple[SamplingParams, ...]:
+        """See `LengthPolicy.candidates`."""
+        _refuse_autoregressive(params)
+        start = min(self.start, _most_slots(max_new_tokens, num_typed) - num_typed)
+        return tuple(
+            replace(p, length=start, length_is="start") if p.length is None else p for p in params
+        )
+
+    @torch.inference_mode()
+    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
+        """See `LengthPolicy.look`."""
+        for row, sequence in enumerate(batch):
+            if not self._resizes(sequence):
+                logits_BCV[row, :, [self.expand_id, self.delete_id]] = float("-inf")
+            elif not self._may_expand(sequence):
+                logits_BCV[row, :, self.expand_id] = float("-inf")
+
+    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
+        """See `LengthPolicy.revise`."""
+        if not self._resizes(sequence):
+            return
+        room = self._most_slots(sequence) - sequence.max_tokens
+        slots: list[tuple[int, bool, bool, float]] = []
+        is_deleting = False
+        for slot in _slots(sequence)[: sequence.max_tokens]:
+            token, _, _, probability = slot
+            if token == self.delete_id:
+                is_deleting = True
+                sequence.end_confidence = min(sequence.end_confidence or 1.0, probability)
+            elif token == self.expand_id:
+                count = 2 if room > 0 else 1
+                slots += [(vocabulary.mask_id, False, False, 1.0)] * count
+                room -= count - 1
+                sequence.num_expansions += 1
+            elif not (is_deleting and token == vocabulary.mask_id):
+                slots.append(slot)
+        _resize(sequence, slots, vocabulary.end_id)
+
+    def gives_up(self, sequence: Sequence) -> bool:
+        """See `LengthPolicy.gives_up`."""
+        return False
+
+    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
+        """See `LengthPolicy.best_first`."""
+        return _surest_first(sequences)
+
+    def _resizes(self, sequence: Sequence) -> bool:
+        return sequence.params.length_is == "start"
+
+    def _may_expand(self, sequence: Sequence) -> bool:
+        steps = sequence.params.steps
+        is_last = steps is not None and sequence.step >= steps - 1
+        return (
+            not is_last
+            and sequence.num_expansions < sequence.fill.max_new_tokens
+            and sequence.max_tokens < self._most_slots(sequence)
+        )
+
+    def _most_slots(self, sequence: Sequence) -> int:
+        return _most_slots(sequence.fill.max_new_tokens, len(sequence.fill.typed))
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSearch:
+    """Tries several lengths: one step of all, then only the most promising go on to the end.
+
+    A length promises as much as CAL says: the mean confidence of the first step's slots, over what
+    that is for any text of this length (`expected_confidence`). CAL climbs from one length to the
+    next; a whole grid in one batch cannot get stuck. The finished ones are ranked by the mean
+    log-probability their tokens were committed with.
+    """
+
+    lengths: tuple[int, ...] = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    num_kept: int = 3
+    """Lengths that go on after the first step."""
+    ranks_by_reading = False
+
+    def candidates(
+        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+    ) -> tuple[SamplingParams, ...]:
+        """See `LengthPolicy.candidates`. Several wanted fills are fills of several lengths, all
+        greedy."""
+        _refuse_autoregressive(params)
+        if not follows:
+            return tuple(params)
+        tried: list[SamplingParams] = []
+        if greedy := [p for p in params if p.length is None][:1]:
+            most = _most_slots(max_new_tokens, num_typed) - num_typed
+            lengths = [n for n in self.lengths if n <= most]
+            tried = [replace(greedy[0], length=n, length_is="tried") for n in lengths]
+        return (*tried, *(p for p in params if p.length is not None))
+
+    @torch.inference_mode()
+    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
+        """See `LengthPolicy.look`."""
+        for row, sequence in enumerate(batch):
+            if sequence.length_score is None and sequence.params.length_is == "tried":
+                masked = [slot for slot, given in enumerate(sequence.clamped) if not given]
+                surest = logits_BCV[row, masked].float().softmax(-1).amax(-1).mean().item()
+                length = sequence.params.length or 1
+                sequence.length_score = surest / expected_confidence(length)
+
+    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
+        """See `LengthPolicy.revise`."""
+
+    def gives_up(self, sequence: Sequence) -> bool:
+        """See `LengthPolicy.gives_up`."""
+        score, fill = sequence.length_score, sequence.fill
+        rivals = [s.length_score for s in fill.sequences if s.params.length_is == "tried"]
+        if score is None or None in rivals:
+            return False
+        better = sum(rival is not None and rival > score for rival in rivals)
+        return better >= max(self.num_kept, fill.num_wanted or 0)
+
+    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
+        """See `LengthPolicy.best_first`. Before the end, those with the best first step lead."""
+        by_promise = sorted(sequences, key=lambda s: -(s.length_score or 0.0))
+        return _surest_first([s for s in by_promise if not self.gives_up(s)])
+
+
+def expected_confidence(length: int) -> float:
+    """CAL's bias B(L): the mean first-step confidence of Dream-Coder at a length, whatever the
+    text. Other models have been fitted by nobody; a constant factor does not matter."""
+    return exp(-1.77 * length) + 0.56 * exp(-0.06 * length) + 0.24
+
+
+def mean_log_probability(output: FilledHoles) -> float:
+    """Nats a token, of a model that has no causal score. -inf where nothing was decided."""
+    if not output.probabilities:
+        return float("-inf")
+    return sum(log(max(p, 1e-30)) for p in output.probabilities) / len(output.probabilities)
+
+
+def _surest_first(sequences: Items[Sequence]) -> list[Sequence]:
+    """By `mean_log_probability`, which becomes the score, once all are done."""
+    scores = [mean_log_probability(s.output) for s in sequences if s.output is not None]
+    if len(scores) < max(len(sequences), 2):
+        return list(sequences)
+    for sequence, score in zip(sequences, scores, strict=True):
+        assert sequence.output is not None
+        sequence.output = replace(sequence.output, score=score)
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [sequences[index] for index in order]
+
+
+def _refuse_autoregressive(params: Items[SamplingParams]) -> None:
+    if any(p.policy == "autoregressive" for p in params):
+        raise InvalidRequestError(
+            "this checkpoint has no causal reading; leave out the policy 'autoregressive'"
+        )
+
+
+def _most_slots(max_new_tokens: int, num_typed: int) -> int:
+    """Slots that a hole may have: one of the largest canvas tells its end. Raises
+    `InvalidRequestError` where what is typed leaves none."""
+    most = min(max_new_tokens + num_typed, CANVAS_SIZES[-1] - 1)
+    if most <= num_typed:
+        raise InvalidRequestError(
+            f"{num_typed} typed tokens leave no room in a canvas of {CANVAS_SIZES[-1]} slots; put "
+            "them into the prefix"
+        )
+    return most
+
+
+def _slots(sequence: Sequence) -> list[tuple[int, bool, bool, float]]:
+    columns = (sequence.canvas, sequence.clamped, sequence.fixed, sequence.confidences)
+    return list(zip(*columns, strict=True))
+
+
+def _resize(sequence: Sequence, slots: list[tuple[int, bool, bool, float]], end_id: int) -> None:
+    """Give a canvas these slots and, behind them, ends up to the next canvas size."""
+    sequence.params = replace(sequence.params, length=len(slots) - len(sequence.fill.typed))
+    sequence.layout = CanvasLayout.for_holes(len(slots) + 1)
+    slots = slots + [(end_id, True, True, 1.0)] * (sequence.layout.size - len(slots))
+    sequence.canvas = [slot[0] for slot in slots]
+    sequence.clamped = [slot[1] for slot in slots]
+    sequence.fixed = [slot[2] for slot in slots]
+    sequence.confidences = [slot[3] for slot in slots]

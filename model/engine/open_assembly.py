@@ -1,0 +1,44 @@
+"""Puts the engine of an open checkpoint together: its family's length policy and runner."""
+
+from __future__ import annotations
+
+import torch
+
+from model.engine.engine import Engine
+from model.engine.joint_runner import ContextCache, JointRunner
+from model.engine.length import ExpandDelete, LearnedEnd, LengthPolicy, LengthSearch
+from model.engine.sampler import Vocabulary
+from model.families.layout import OpenLayout
+from model.families.transformer import Transformer
+
+
+def open_engine(model: Transformer, layout: OpenLayout, *, cache: ContextCache = "none") -> Engine:
+    """An engine around an open checkpoint's model, where the model is."""
+    length = _length_policy(layout)
+    runner = JointRunner(model, layout, cache=cache)
+    return Engine(runner, _vocabulary(layout, length, runner.device), length)
+
+
+def _length_policy(layout: OpenLayout) -> LengthPolicy:
+    tokenizer = layout.tokenizer
+    if layout.config.attention == "block-causal":
+        return LearnedEnd(is_causal=False)
+    if tokenizer.expand_id is not None and tokenizer.eos_id is not None:
+        return ExpandDelete(tokenizer.expand_id, tokenizer.eos_id)
+    return LengthSearch()
+
+
+def _vocabulary(layout: OpenLayout, length: LengthPolicy, device: torch.device) -> Vocabulary:
+    """Of all special tokens only those are generated that the length policy reads."""
+    tokenizer = layout.tokenizer
+    generated = {tokenizer.end_id}
+    if isinstance(length, ExpandDelete):
+        generated |= {length.expand_id, length.delete_id}
+    forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=device)
+    forbidden[list(tokenizer.special_ids - generated)] = True
+    return Vocabulary(
+        mask_id=tokenizer.mask_id,
+        end_id=tokenizer.end_id,
+        special_ids=tokenizer.special_ids,
+        forbidden=forbidden,
+    )

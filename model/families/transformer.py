@@ -1,0 +1,129 @@
+"""One decoder Transformer for all open families: Llama's (RMSNorm, rotary positions, grouped-query
+attention, SwiGLU), with biases and query/key norms where a configuration says so.
+
+Shape letters: B rows, L positions that run, P positions kept from before, E hidden size, H query
+heads, G key/value heads, D head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import KeyValue, rotary_tables, rotate
+from model.families.configs import TransformerConfig
+
+
+class Layer(nn.Module):
+    """A pre-norm block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        hidden, dim, bias = config.hidden_size, config.head_dim, config.qkv_bias
+        self.head_dim = dim
+        self.input_norm = nn.RMSNorm(hidden, config.norm_eps)
+        self.q_proj = nn.Linear(hidden, config.num_heads * dim, bias=bias)
+        self.k_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=bias)
+        self.v_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_heads * dim, hidden, bias=False)
+        norm = nn.RMSNorm if config.qk_norm else lambda *_: nn.Identity()
+        self.q_norm = norm(dim, config.norm_eps)
+        self.k_norm = norm(dim, config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(hidden, config.norm_eps)
+        self.gate_proj = nn.Linear(hidden, config.ffn_size, bias=False)
+        self.up_proj = nn.Linear(hidden, config.ffn_size, bias=False)
+        self.down_proj = nn.Linear(config.ffn_size, hidden, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        visible: Tensor | None,
+        past: KeyValue | None,
+    ) -> tuple[Tensor, KeyValue]:
+        """(B, L, E) -> (B, L, E), and the keys and values of these positions (B, G, L, D).
+
+        `visible` (B, 1, L or 1, P + L) bool, None where everything is; `past` holds the keys and
+        values of P other positions.
+        """
+        normed = self.input_norm(x)
+        q, k, v = (
+            project(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(self.q_norm(q), *rotation), rotate(self.k_norm(k), *rotation)
+        keys, values = k, v
+        if past is not None:
+            keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        mixed = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        x = x + self.o_proj(mixed.transpose(1, 2).flatten(-2))
+        normed = self.ffn_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(normed)) * self.up_proj(normed)), (k, v)
+
+
+class Transformer(nn.Module):
+    """The model of an open checkpoint."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = cast(
+            "list[Layer]", nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        )
+        self.final_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_rotation("cpu")
+
+    def register_rotation(self, device: torch.device | str) -> None:
+        """The rotary tables, which no checkpoint holds, in float32 on `device`."""
+        config = self.config
+        with torch.device(device):
+            cos, sin = rotary_tables(config.max_positions, config.head_dim, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def hidden(
+        self,
+        ids_BL: Tensor,
+        positions_BL: Tensor,
+        visible: Tensor | None,
+        past: list[KeyValue] | None = None,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Normed hidden states (B, L, E), and each layer's keys and values of these positions.
+
+        `visible` (B, L or 1, P + L) bool says what each position sees, the P positions of `past`
+        and then the L that run; None: everything.
+        """
+        x = self.embedding(ids_BL)
+        cos, sin = (t[positions_BL].unsqueeze(1).to(x.dtype) for t in (self.cos, self.sin))
+        if visible is not None:
+            visible = visible[:, None]
+        caches: list[KeyValue] = []
+        for index, layer in enumerate(self.layers):
+            x, cache = layer(x, (cos, sin), visible, past[index] if past else None)
+            caches.append(cache)
+        return self.final_norm(x), caches
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, E) -> (…, V), each at its own position: not yet shifted."""
+        return self.head(hidden)
+
+
+def visibility(config: TransformerConfig, positions_BL: Tensor, is_real_BL: Tensor) -> Tensor:
+    """(B, L or 1, L) bool: which position sees which, by the family's kind of attention.
+
+    None sees padding, which itself sees as much as a position of its number would.
+    """
+    if config.attention == "full":
+        return is_real_BL[:, None, :]
+    block = positions_BL // config.block_size
+    return is_real_BL[:, None, :] & (block[:, :, None] >= block[:, None, :])
