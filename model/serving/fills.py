@@ -23,6 +23,8 @@ from model.serving.model_host import ModelHost
 MAX_FILLS = 64
 """Infills at once, those that wait for the model to be loaded included."""
 
+LEAVING = "the engine is shutting down"
+
 logger = logging.getLogger(__name__)
 
 Outcome = InfillResult | CompletionError
@@ -54,6 +56,9 @@ class Fills:
 
         Closing this cancels the completer, which stops at its next step.
         """
+        if self._is_leaving:
+            yield EngineUnavailableError(LEAVING)
+            return
         if len(self._running) >= self._max_fills:
             yield EngineOverloadedError(
                 f"{len(self._running)} requests are running already; try again in a moment"
@@ -97,7 +102,7 @@ class Fills:
         except asyncio.CancelledError:
             if not self._is_leaving:
                 raise  # the client hung up
-            return EngineUnavailableError("the engine is shutting down")
+            return EngineUnavailableError(LEAVING)
         except CompletionError as error:
             return error
         except Exception as error:

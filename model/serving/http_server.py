@@ -30,8 +30,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from model.api import Completer, CompletionError, InvalidRequestError
-from model.serving.fills import Fills
+from model.api import Completer, CompletionError, EngineUnavailableError, InvalidRequestError
+from model.serving.fills import LEAVING, Fills
 from model.serving.guard import Guard
 from model.serving.infill_route import infill
 from model.serving.lifetime import Lifetime
@@ -45,6 +45,7 @@ from model.serving.protocol import (
     InfillCall,
     ProtocolError,
     decode_call,
+    encode_error,
     encode_object,
     encode_reply,
 )
@@ -117,6 +118,10 @@ class EngineServer:
         self._fills.leave()
 
     async def _health(self, _: Request) -> Response:
+        if self._leaving.is_set():
+            # Whoever looks for an engine must not settle for one that is about to be gone.
+            error = encode_error(EngineUnavailableError(LEAVING))
+            return JSONResponse({"error": error}, 503)
         # Who hears here that the load failed need not come for a lease to be told again.
         with self._lifetime.lease() if self._host.failure else contextlib.nullcontext():
             return JSONResponse(dataclasses.asdict(self._host.health()))

@@ -16,7 +16,8 @@ class Lifetime:
     """Knows how long the engine is needed.
 
     `leased`: an editor started it, so it leaves when no lease is held for `GRACE_S`, or when none
-    was taken within `FIRST_LEASE_S`. `idle_s`: it leaves after so many seconds without an infill.
+    was taken within `FIRST_LEASE_S`. `idle_s`: it leaves after so many seconds without an infill
+    or a new lease, whose holder is about to ask.
     """
 
     def __init__(
@@ -31,13 +32,14 @@ class Lifetime:
         self._clock = clock
         self._leases = 0
         self._infills = 0
-        self._last_infill = self._started = clock()
+        self._last_use = self._started = clock()
         self._last_lease: float | None = None
 
     @contextlib.contextmanager
     def lease(self) -> Generator[None]:
         """Somebody needs the engine while this context is open."""
         self._leases += 1
+        self._last_use = self._clock()
         try:
             yield
         finally:
@@ -52,7 +54,7 @@ class Lifetime:
             yield
         finally:
             self._infills -= 1
-            self._last_infill = self._clock()
+            self._last_use = self._clock()
 
     def reason_to_leave(self, *, failed: bool) -> str | None:
         """Why the engine should leave now, or None.
@@ -61,7 +63,7 @@ class Lifetime:
         tries again.
         """
         now = self._clock()
-        if not self._infills and now - self._last_infill >= self._idle_s:
+        if not self._infills and now - self._last_use >= self._idle_s:
             return "it had nothing to do"
         if not self.leased:
             return "the model could not be loaded" if failed else None

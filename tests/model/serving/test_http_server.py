@@ -26,8 +26,11 @@ from model.api import (
     InvalidRequestError,
 )
 from model.serving.client import EngineClient
-from model.serving.http_server import MAX_BODY_BYTES, Access, serve
+from model.serving.http_server import MAX_BODY_BYTES, Access, EngineServer, serve
 from model.serving.lifetime import FIRST_LEASE_S, GRACE_S, Lifetime
+from model.serving.model_host import ModelHost
+from model.serving.protocol import decode_reply
+from model.serving.served_model import ServedModel
 
 spec = importlib.util.spec_from_file_location(
     "fake_engine", Path(__file__).with_name("fake_engine.py")
@@ -291,6 +294,25 @@ async def test_an_infill_ends_with_an_error_when_the_engine_leaves(tmp_path: Pat
             await asyncio.wait_for(completing, 5)
 
 
+async def test_an_engine_that_is_leaving_is_none() -> None:
+    host = ModelHost(fake_engine.FakeCompleter, model="fake")
+    await host.completer()
+    engine = EngineServer(host, Lifetime(), Access(token=TOKEN), ServedModel.of("fake"))
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=engine.app),
+        base_url="http://localhost",
+        headers={"authorization": f"Bearer {TOKEN}"},
+    ) as http:
+        assert (await http.get("/health")).status_code == 200
+        engine.leave()
+        health = await http.get("/health")
+        infill = await http.post("/infill", content=BODY)
+        completion = await http.post("/v1/completions", json={"prompt": "x"})
+    assert health.status_code == completion.status_code == 503
+    for line in (health.text, infill.text):
+        assert isinstance(decode_reply(line), EngineUnavailableError)
+
+
 async def test_a_lease_breaks_when_the_engine_vanishes() -> None:
     async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -392,6 +414,17 @@ def test_an_idle_engine_leaves_under_its_leases_but_not_during_an_infill() -> No
             clock.now += 61
             assert lifetime.reason_to_leave(failed=False) is None
         clock.now += 59
+        assert lifetime.reason_to_leave(failed=False) is None
+        clock.now += 1
+        assert lifetime.reason_to_leave(failed=False) == "it had nothing to do"
+
+
+def test_who_takes_a_lease_finds_an_idle_engine_in_place() -> None:
+    clock = Clock()
+    lifetime = Lifetime(leased=True, idle_s=20, clock=clock)
+    clock.now += 19
+    with lifetime.lease():
+        clock.now += 19
         assert lifetime.reason_to_leave(failed=False) is None
         clock.now += 1
         assert lifetime.reason_to_leave(failed=False) == "it had nothing to do"
