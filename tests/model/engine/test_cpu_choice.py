@@ -112,3 +112,23 @@ class TestRuntime:
     ) -> None:
         monkeypatch.setattr(cpu_choice, "find_spec", lambda _: object())
         assert type(cpu_runner(make_denoiser(50, dtype=torch.bfloat16))) is ModelRunner
+
+    @pytest.mark.parametrize(("slower", "is_taken"), [(1.9, True), (2.1, False)])
+    def test_openvino_is_taken_unless_it_is_far_slower(
+        self,
+        own_model: Denoiser,
+        monkeypatch: pytest.MonkeyPatch,
+        slower: float,
+        is_taken: bool,
+    ) -> None:
+        class Compiled(ModelRunner):
+            def __init__(self, model: Denoiser, *, cache_bytes: int | None, threads: int) -> None:
+                super().__init__(model, cache_bytes=cache_bytes)
+
+        monkeypatch.setattr(cpu_choice, "find_spec", lambda _: object())
+        module = SimpleNamespace(OpenVinoRunner=Compiled)
+        monkeypatch.setitem(sys.modules, "model.engine.openvino_runner", module)
+        monkeypatch.setattr(cpu_choice, "fastest_threads", lambda *_: (1, 1.0))
+        seconds = iter([slower, 1.0])
+        monkeypatch.setattr(cpu_choice, "shortest_s", lambda _: next(seconds))
+        assert isinstance(cpu_runner(own_model), Compiled) is is_taken

@@ -1053,6 +1053,14 @@ def test_fills_from_many_threads_are_all_settled(
     assert_nothing_left(engine)
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Machines are slow at times; what never comes true fails the test."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
 class TestAnIdleEngineChecksItsCache:
     def test_once_after_each_time_it_worked(
         self, make_engine: MakeEngine, make_fill: MakeFill, monkeypatch: pytest.MonkeyPatch
@@ -1063,7 +1071,8 @@ class TestAnIdleEngineChecksItsCache:
         engine.runner.check_integrity = lambda: checks.append(0.0)  # type: ignore[method-assign]
         for num_fills in (1, 2):
             answer(engine.submit(make_fill()))
-            time.sleep(0.3)
+            wait_for(lambda least=num_fills: len(checks) >= least)
+            time.sleep(0.1)  # for one too many
             # The one more is the new engine's own, if it came before its first fill.
             assert len(checks) in (num_fills, num_fills + 1)
 
@@ -1077,10 +1086,12 @@ class TestAnIdleEngineChecksItsCache:
         monkeypatch.setattr("model.engine.engine.IDLE_S", 0.01)
         engine = make_engine()
         first, again = make_fill(), make_fill()
+        pages = engine.runner.cache._free
+        lost: list[int] = []
+        # During the fill, so that the look that follows it is not yet over.
+        first.on_step = lambda _: None if lost else lost.append(pages.pop())
         expected = answer(engine.submit(first))
-        engine.runner.cache._free.pop()
-        time.sleep(0.3)
-        assert "the context cache is damaged" in caplog.text
+        wait_for(lambda: "the context cache is damaged" in caplog.text)
         assert [f.holes for f in answer(engine.submit(again))] == [f.holes for f in expected]
         assert again.encoded_tokens == first.encoded_tokens
         engine.close()

@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from model.denoiser import Denoiser, Role
-from model.engine.sequence import Fill, SamplingParams, Sequence
+from model.engine.engine import Engine
+from model.engine.model_runner import ModelRunner
+from model.engine.sampler import Vocabulary
+from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CanvasLayout
 from model.tokenizer import CodeTokenizer
 
@@ -167,3 +170,28 @@ def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
     )
     assert run.stdout.strip() == "[] []"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_fills_with_it_what_it_fills_with_torch(
+    runner: OpenVinoRunner, tokenizer: CodeTokenizer
+) -> None:
+    vocabulary = Vocabulary.of(tokenizer, runner.vocab_size, torch.device("cpu"))
+    found: list[list[FilledHoles]] = []
+    for each in (ModelRunner(runner.model), OpenVinoRunner(runner.model)):
+        engine = Engine(each, vocabulary)
+        try:
+            futures = [
+                engine.submit(
+                    Fill(
+                        prefix=tokenizer.encode("def total(numbers):\n" * (1 + size // 32)),
+                        suffix=tokenizer.encode("    return result\n")[::-1],
+                        layout=CanvasLayout((size,)),
+                    )
+                )
+                for size in (16, 32, 64)
+            ]
+            found.append([output for future in futures for output in future.result(60)])
+        finally:
+            engine.close()
+    assert [one.holes for one in found[0]] == [other.holes for other in found[1]]
+    assert any(hole for output in found[0] for hole in output.holes)
