@@ -35,9 +35,9 @@ async def kind_of(address: EngineAddress) -> Kind:
             trust_env=not is_loopback(host),
             verify=address.url.startswith("https:"),
         ) as http:
-            found = _by_health(await http.get("/health", auth=httpx2.Auth()))
+            found = _by_health(await http.get("/health"))
             if found is None:
-                found = _by_models(await http.get("/v1/models", auth=httpx2.Auth()))
+                found = _by_models(await http.get("/v1/models"))
     except httpx2.HTTPError as error:
         raise EngineUnavailableError(
             f"the engine at {name} does not answer ({str(error) or type(error).__name__})"

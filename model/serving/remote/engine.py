@@ -260,11 +260,12 @@ def _token_ends(tokens: list[Token], text: str) -> list[int]:
 def _joined(answers: list[_Answer], typed: str) -> Candidate:
     """One candidate of the fills of several holes."""
     fills = [_candidate(answer, typed if not i else "") for i, answer in enumerate(answers)]
+    is_told = all(fill.probabilities for fill in fills)
     return replace(
         fills[0],
         texts=tuple(fill.text for fill in fills),
         confidence=math.prod(fill.confidence for fill in fills),
         finished=all(fill.finished for fill in fills),
-        probabilities=tuple(p for fill in fills for p in fill.probabilities),
+        probabilities=tuple(p for fill in fills for p in fill.probabilities) if is_told else (),
         token_ends=(),
     )

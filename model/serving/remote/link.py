@@ -163,8 +163,7 @@ class Link:
         if self._http.is_closed:
             raise EngineUnavailableError("the connection to the engine is closed")
         try:
-            # An `Auth` that adds nothing keeps a .netrc from replacing the key.
-            response = await self._http.send(request, stream=True, auth=httpx2.Auth())
+            response = await self._http.send(request, stream=True)
             try:
                 yield response
             finally:
