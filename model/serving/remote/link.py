@@ -132,10 +132,11 @@ class Link:
         self, stack: contextlib.AsyncExitStack, path: str, body: dict[str, object], until: float
     ) -> httpx2.Response:
         """The response once it has begun well, after as many attempts as it takes."""
+        quiet_s = self._quiet_until - time.monotonic()
+        if quiet_s > 0:
+            why = f"{self.name} wants no request for {quiet_s:.0f} s"
+            await self._pause(quiet_s, until, EngineOverloadedError(why))
         for attempt in range(self._retries.attempts):
-            wait_s = self._quiet_until - time.monotonic()
-            if wait_s > 0:
-                await self._pause(wait_s, until, f"{self.name} wants no request for {wait_s:.0f} s")
             try:
                 request = self._http.build_request("POST", path, json=body)
                 # Closed with the stack: what has failed is not kept until the end of the answer.
@@ -148,13 +149,15 @@ class Link:
             except (EngineUnavailableError, EngineOverloadedError) as error:
                 if attempt == self._retries.attempts - 1:
                     raise
-                await self._pause(self._retries.delay_s(attempt), until, error)
+                quiet_s = self._quiet_until - time.monotonic()
+                await self._pause(max(self._retries.delay_s(attempt), quiet_s), until, error)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _pause(self, delay_s: float, until: float, why: str | CompletionError) -> None:
-        """Wait, unless there is no time left for another attempt after that."""
+    @staticmethod
+    async def _pause(delay_s: float, until: float, why: CompletionError) -> None:
+        """Wait; raises `why` where no time would be left for another attempt after that."""
         if time.monotonic() + delay_s >= until:
-            raise EngineOverloadedError(why) if isinstance(why, str) else why
+            raise why
         await asyncio.sleep(delay_s)
 
     @contextlib.asynccontextmanager
