@@ -18,8 +18,10 @@ import pytest
 from lsp_server import engine_process
 from lsp_server.engine_process import Backoff, EngineProcess, EngineState
 from model.api import (
+    EngineAddress,
     EngineUnavailableError,
     InfillRequest,
+    InvalidRequestError,
 )
 from model.serving.http_server import GRACE_S
 
@@ -64,6 +66,28 @@ async def window(**settings: object) -> AsyncIterator[Window]:
         yield opened
     finally:
         await opened.engine.close()
+
+
+@contextlib.asynccontextmanager
+async def another_engine() -> AsyncIterator[tuple[str, dict[str, tuple[int, object]]]]:
+    """What answers as llama.cpp does: its URL, and a status and an object for each path."""
+    answers: dict[str, tuple[int, object]] = {"/health": (200, {"status": "ok"})}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+            status, value = answers[path]
+            body = json.dumps(value).encode()
+            head = f"HTTP/1.1 {status} X\r\nserver: llama.cpp\r\ncontent-length: {len(body)}\r\n"
+            writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", answers
+    finally:
+        server.close()
 
 
 def is_alive(pid: int) -> bool:
@@ -204,20 +228,17 @@ async def test_a_project_with_a_package_named_model_does_not_replace_ours(
 
 
 async def test_a_url_is_never_spawned_for(runtime: Path) -> None:
-    async with window(url="http://127.0.0.1:1") as window_:
+    async with window(address=lambda: EngineAddress(url="http://127.0.0.1:1")) as window_:
         with pytest.raises(EngineUnavailableError, match=r"127\.0\.0\.1:1 does not answer"):
             await window_.engine.completer(timeout=1)
     assert not runtime.exists()
 
 
-async def test_a_url_whose_engine_refuses_the_token_fails(
-    runtime: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_url_whose_engine_refuses_the_token_fails(runtime: Path) -> None:
     async with window() as local:
         await local.pid()
         address = json.loads(next(runtime.glob("*.json")).read_text())["socket"]
-        monkeypatch.setenv("MEZZOTINT_TOKEN", "wrong")
-        async with window(url=address) as remote:
+        async with window(address=lambda: EngineAddress(url=address, token="wrong")) as remote:
             await until(lambda: remote.engine.state.kind == "failed")
             assert "MEZZOTINT_TOKEN" in remote.engine.state.message
 
@@ -235,3 +256,48 @@ def test_the_back_off_doubles_to_half_a_minute_and_starts_over_after_a_healthy_o
     delays = [backoff.delay_s(ready_s=1) for _ in range(8)]
     assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert backoff.delay_s(ready_s=60) == 0.5
+
+
+async def test_an_address_that_must_not_be_used_fails_with_its_reason(runtime: Path) -> None:
+    def plain() -> EngineAddress:
+        return EngineAddress(url="http://engine.example", key="sesame")
+
+    async with window(address=plain) as window_:
+        await until(lambda: window_.engine.state.kind == "failed")
+    assert "allowPlainHttp" in window_.states[-2].message
+    assert "sesame" not in window_.states[-2].message
+
+
+async def test_an_engine_of_another_kind_is_ready_fails_on_a_refused_key_and_can_be_retried(
+    runtime: Path,
+) -> None:
+    async with another_engine() as (url, answers):
+        answers["/infill"] = (401, {"error": {"message": "Invalid API Key"}})
+        async with window(address=lambda: EngineAddress(url=url, key="sesame")) as window_:
+            completer = await window_.engine.completer(timeout=15)
+            with pytest.raises(InvalidRequestError, match="Invalid API Key"):
+                await completer.complete(InfillRequest(prefix="x"))
+            await until(lambda: window_.engine.state.kind == "failed")
+            assert "MEZZOTINT_API_KEY" in window_.engine.state.message
+            answers["/infill"] = (200, {"content": "y", "stop": True, "stop_type": "eos"})
+            await window_.engine.start()
+            completer = await window_.engine.completer(timeout=15)
+            result = await completer.complete(InfillRequest(prefix="x"))
+    assert result.candidates[0].text == "y"
+    assert not runtime.exists()
+
+
+async def test_an_engine_of_another_kind_that_goes_away_is_looked_for_until_it_is_back(
+    runtime: Path,
+) -> None:
+    async with (
+        another_engine() as (url, answers),
+        window(address=lambda: EngineAddress(url=url)) as window_,
+    ):
+        completer = await window_.engine.completer(timeout=15)
+        answers["/infill"] = answers["/health"] = (502, {})
+        with pytest.raises(EngineUnavailableError, match="502"):
+            await completer.complete(InfillRequest(prefix="x", deadline_ms=1000))
+        await until(lambda: "trying again" in window_.engine.state.message)
+        answers["/health"] = (200, {"status": "ok"})
+        await window_.engine.completer(timeout=30)
