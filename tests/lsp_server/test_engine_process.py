@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from another_engine import another_engine
 
 from lsp_server import engine_process
 from lsp_server.engine_process import Backoff, EngineProcess, EngineState
@@ -66,28 +67,6 @@ async def window(**settings: object) -> AsyncIterator[Window]:
         yield opened
     finally:
         await opened.engine.close()
-
-
-@contextlib.asynccontextmanager
-async def another_engine() -> AsyncIterator[tuple[str, dict[str, tuple[int, object]]]]:
-    """What answers as llama.cpp does: its URL, and a status and an object for each path."""
-    answers: dict[str, tuple[int, object]] = {"/health": (200, {"status": "ok"})}
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
-            status, value = answers[path]
-            body = json.dumps(value).encode()
-            head = f"HTTP/1.1 {status} X\r\nserver: llama.cpp\r\ncontent-length: {len(body)}\r\n"
-            writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
-            await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", answers
-    finally:
-        server.close()
 
 
 def is_alive(pid: int) -> bool:
@@ -271,15 +250,15 @@ async def test_an_address_that_must_not_be_used_fails_with_its_reason(runtime: P
 async def test_an_engine_of_another_kind_is_ready_fails_on_a_refused_key_and_can_be_retried(
     runtime: Path,
 ) -> None:
-    async with another_engine() as (url, answers):
-        answers["/infill"] = (401, {"error": {"message": "Invalid API Key"}})
-        async with window(address=lambda: EngineAddress(url=url, key="sesame")) as window_:
+    async with another_engine() as other:
+        other.answers["/infill"] = (401, {"error": {"message": "Invalid API Key"}})
+        async with window(address=lambda: EngineAddress(url=other.url, key="sesame")) as window_:
             completer = await window_.engine.completer(timeout=15)
             with pytest.raises(InvalidRequestError, match="Invalid API Key"):
                 await completer.complete(InfillRequest(prefix="x"))
             await until(lambda: window_.engine.state.kind == "failed")
             assert "MEZZOTINT_API_KEY" in window_.engine.state.message
-            answers["/infill"] = (200, {"content": "y", "stop": True, "stop_type": "eos"})
+            other.answers["/infill"] = (200, {"content": "y", "stop": True, "stop_type": "eos"})
             await window_.engine.start()
             completer = await window_.engine.completer(timeout=15)
             result = await completer.complete(InfillRequest(prefix="x"))
@@ -291,13 +270,13 @@ async def test_an_engine_of_another_kind_that_goes_away_is_looked_for_until_it_i
     runtime: Path,
 ) -> None:
     async with (
-        another_engine() as (url, answers),
-        window(address=lambda: EngineAddress(url=url)) as window_,
+        another_engine() as other,
+        window(address=lambda: EngineAddress(url=other.url)) as window_,
     ):
         completer = await window_.engine.completer(timeout=15)
-        answers["/infill"] = answers["/health"] = (502, {})
+        other.answers["/infill"] = other.answers["/health"] = (502, {})
         with pytest.raises(EngineUnavailableError, match="502"):
             await completer.complete(InfillRequest(prefix="x", deadline_ms=1000))
         await until(lambda: "trying again" in window_.engine.state.message)
-        answers["/health"] = (200, {"status": "ok"})
+        other.answers["/health"] = (200, {"status": "ok"})
         await window_.engine.completer(timeout=30)
