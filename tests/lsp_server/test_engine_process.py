@@ -213,6 +213,19 @@ async def test_a_url_is_never_spawned_for(runtime: Path) -> None:
     assert not runtime.exists()
 
 
+async def test_our_own_engine_is_served_by_its_address_and_token(runtime: Path) -> None:
+    async with window() as local:
+        pid = await local.pid()
+        found = json.loads(next(runtime.glob("*.json")).read_text())
+        address = EngineAddress(url=found["socket"], token=found["token"])
+        async with window(address=lambda: address) as remote:
+            assert await remote.pid() == pid
+        # A key of the person's takes the token's place.
+        address = EngineAddress(url=found["socket"], key=found["token"], token="stale")
+        async with window(address=lambda: address) as remote:
+            assert await remote.pid() == pid
+
+
 async def test_a_url_whose_engine_refuses_the_token_fails(runtime: Path) -> None:
     async with window() as local:
         await local.pid()
