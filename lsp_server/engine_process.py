@@ -39,6 +39,7 @@ from model.api import (
     EngineAddress,
     EngineConnection,
     EngineHealth,
+    EngineOverloadedError,
     EngineUnavailableError,
     InvalidRequestError,
     connect,
@@ -166,7 +167,7 @@ class EngineProcess:
             self._ready_at = time.monotonic()
             try:
                 await self._attach()
-            except EngineUnavailableError as error:
+            except (EngineUnavailableError, EngineOverloadedError) as error:
                 delay_s = backoff.delay_s(ready_s=time.monotonic() - self._ready_at)
                 logger.warning("%s; trying again in %.1f s", error, delay_s)
                 self._set_state("starting", f"{error}; trying again in {delay_s:.1f} s")

@@ -327,22 +327,30 @@ class EngineAddress:
                 f"the prompt template {self.fim_template!r} must hold {{prefix}} and {{suffix}}, "
                 "once each"
             )
-        if self.url.startswith("unix:"):
+        if self.url.startswith("unix:") and self.kind in ("auto", "mezzotint"):
             return
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """Raise `InvalidRequestError` where the key would not be safe on the way."""
         try:
-            scheme, host = urlsplit(self.url).scheme, urlsplit(self.url).hostname
-        except ValueError:
-            scheme, host = "", None
-        if not host or scheme not in ("http", "https"):
+            parts = urlsplit(self.url)
+            host = parts.hostname if parts.port != 0 else None
+        except ValueError:  # a port out of range, a bracket too few
+            parts, host = urlsplit(""), None
+        if not host or parts.scheme not in ("http", "https"):
             raise InvalidRequestError(
-                f"the engine's address is {self.url!r}; it must begin with unix:, http:// or "
-                "https://"
+                f"the engine's address is {self.url!r}; it must begin with http:// or https://, "
+                "or with unix: for a Mezzotint engine"
             )
-        if (
-            (self.key or self.token)
-            and scheme == "http"
-            and not (is_loopback(host) or self.allow_plain_http)
-        ):
+        if parts.username is not None or parts.password is not None:
+            raise InvalidRequestError(
+                f"the address of the engine at {host} holds a name or password, which would be "
+                "shown and logged; give a key instead"
+            )
+        has_secret = bool(self.key or self.token)
+        is_safe = parts.scheme == "https" or is_loopback(host) or self.allow_plain_http
+        if has_secret and not is_safe:
             raise InvalidRequestError(
                 f"{self.url} would carry the key to {host} unencrypted; use https://, or set "
                 "mezzotint.engine.allowPlainHttp if you trust the network"

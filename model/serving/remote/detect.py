@@ -38,7 +38,7 @@ async def kind_of(address: EngineAddress) -> Kind:
             found = _by_health(await http.get("/health"))
             if found is None:
                 found = _by_models(await http.get("/v1/models"))
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise EngineUnavailableError(
             f"the engine at {name} does not answer ({str(error) or type(error).__name__})"
         ) from error

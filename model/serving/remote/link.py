@@ -68,6 +68,7 @@ class Link:
         self.name = parts.netloc.rpartition("@")[2]
         """Names the engine to people."""
         self._retries = retries or Retries()
+        self._key = key
         self._quiet_until = 0.0
         is_local = is_loopback(parts.hostname or "")
         try:
@@ -125,7 +126,7 @@ class Link:
                     return
                 fields = _object(event.data, self.name)
                 if "error" in fields:
-                    raise EngineUnavailableError(f"{self.name} failed: {_message(event.data)}")
+                    raise EngineUnavailableError(f"{self.name} failed: {self._said(event.data)}")
                 yield fields
 
     async def _opened(
@@ -176,9 +177,15 @@ class Link:
                 f"{self.name} does not answer ({_cause(error)})"
             ) from error
 
+    def _said(self, body: str | bytes) -> str:
+        """The engine's own words, for people and logs. Some engines quote the key."""
+        message = _message(body)
+        message = message.replace(self._key, "…") if self._key else message
+        return message if len(message) <= _SHOWN_CHARS else f"{message[:_SHOWN_CHARS]}…"
+
     def _refusal(self, response: httpx2.Response, body: bytes) -> CompletionError:
         """The error that a status stands for, with the engine's own words."""
-        status, message = response.status_code, _message(body)
+        status, message = response.status_code, self._said(body)
         said = f" (HTTP {status}{': ' if message else ''}{message})"
         if status in (401, 403):
             return KeyRefusedError(
@@ -229,7 +236,7 @@ def _message(body: str | bytes) -> str:
             message = json.dumps(detail)
         case _:
             return ""
-    return message if len(message) <= _SHOWN_CHARS else f"{message[:_SHOWN_CHARS]}…"
+    return message
 
 
 def _retry_after_s(header: str) -> float | None:

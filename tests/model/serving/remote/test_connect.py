@@ -156,10 +156,24 @@ def test_an_address_shows_no_key() -> None:
     assert "sesame" not in repr(address)
 
 
-@pytest.mark.parametrize("url", ["localhost:80", "ftp://h", "http://", "http://[::1", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:80", "ftp://h", "http://", "http://[::1", "", "http://h:99999"]
+)
 def test_an_address_of_no_engine_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="must begin with"):
         EngineAddress(url=url)
+
+
+def test_only_our_own_engine_listens_on_a_socket_of_the_file_system() -> None:
+    assert EngineAddress(url="unix:/run/engine.sock", kind="mezzotint")
+    with pytest.raises(InvalidRequestError, match="for a Mezzotint engine"):
+        EngineAddress(url="unix:/run/engine.sock", kind="llama.cpp")
+
+
+def test_a_password_in_the_address_is_refused_and_not_quoted() -> None:
+    with pytest.raises(InvalidRequestError, match="give a key instead") as caught:
+        EngineAddress(url="https://ada:lovelace@engine.example")
+    assert "lovelace" not in str(caught.value)
 
 
 @pytest.mark.parametrize("template", ["<PRE>{prefix}", "{prefix}{suffix}{prefix}", "x"])

@@ -117,10 +117,11 @@ async def test_the_key_is_not_sent_where_a_redirect_leads() -> None:
 
 
 async def test_no_message_quotes_the_key() -> None:
-    async with fake_remote({"/ask": Reply(status=401)}) as fake, link_to(fake, "sesame") as link:
+    quoting = json_reply({"error": {"message": "Received API Key = sesame"}}, 401)
+    async with fake_remote({"/ask": quoting}) as fake, link_to(fake, "sesame") as link:
         with pytest.raises(KeyRefusedError) as caught:
             await ask(link)
-    assert "sesame" not in str(caught.value)
+    assert "Received API Key = …" in str(caught.value)
     with pytest.raises(CompletionError) as caught:
         Link("http://127.0.0.1:1", key="ses\name\u20ac")
     assert "ses" not in str(caught.value).replace("127.0.0.1", "")
