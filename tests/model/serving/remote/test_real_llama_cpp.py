@@ -156,3 +156,19 @@ async def test_a_wrong_key_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="MEZZOTINT_API_KEY"):
         await connection.complete(InfillRequest(prefix="x"))
     await connection.close()
+
+
+async def test_its_openai_route_with_a_template_gives_the_same_text_as_its_infill(url: str) -> None:
+    address = EngineAddress(
+        url=url, kind="openai", key="sesame", fim_template="<PRE>{prefix}<SUF>{suffix}<MID>"
+    )
+    connection = await connect_remote(address)
+    request = InfillRequest(prefix="a = ", suffix="\nb = 2\n", max_new_tokens=12)
+    assert (await connection.health()).model.endswith("tiny.gguf")
+    (told,) = (await connection.complete(request)).candidates
+    await connection.close()
+    infill = await complete(url, prefix="a = ", suffix="\nb = 2\n", max_new_tokens=12)
+    (same,) = infill.candidates
+    assert told.text == same.text
+    assert told.probabilities == pytest.approx(same.probabilities, rel=1e-3)
+    assert told.token_ends == same.token_ends
