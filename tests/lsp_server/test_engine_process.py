@@ -289,7 +289,7 @@ async def test_an_engine_of_another_kind_that_goes_away_is_looked_for_until_it_i
         completer = await window_.engine.completer(timeout=15)
         other.answers["/infill"] = other.answers["/health"] = (502, {})
         with pytest.raises(EngineUnavailableError, match="502"):
-            await completer.complete(InfillRequest(prefix="x", deadline_ms=1000))
+            await completer.complete(InfillRequest(prefix="x"))
         await until(lambda: "trying again" in window_.engine.state.message)
         other.answers["/health"] = (200, {"status": "ok"})
         await window_.engine.completer(timeout=30)

@@ -193,7 +193,7 @@ async def test_further_candidates_are_drawn_and_equal_ones_merged() -> None:
 async def test_a_deadline_keeps_what_has_come() -> None:
     reply = stream_reply(llama_cpp_token("re", 0.5, 1), done=False, ends=False)
     async with fake_remote({INFILL: reply}) as fake, engine_of(fake, "llama.cpp") as engine:
-        result = await engine.complete(InfillRequest(prefix="ab", deadline_ms=400))
+        result = await engine.complete(InfillRequest(prefix="ab", deadline_ms=3000))
         await asyncio.wait_for(fake.hung_up.wait(), 10)
     (candidate,) = result.candidates
     assert (candidate.text, candidate.finished) == ("re", False)
