@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -131,6 +132,7 @@ def join_cluster(cluster: Cluster) -> None:
     To be called from a thread that stays: a cluster on this machine ends with the thread that
     started it. Raises `EngineUnavailableError` when there is none, and without Ray.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's telemetry, on by default
     try:
         if cluster.address:
             _optional("ray").init(address=cluster.address)
