@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineUnavailableError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    load = partial(api.load, args.model, device=args.device, dtype=args.dtype)
+    load = partial(api.load, args.model.absolute(), device=args.device, dtype=args.dtype)
     return serving.run(args, lambda: deploy(cluster, load))
 
 
