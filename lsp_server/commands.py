@@ -16,6 +16,7 @@ from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
 from pygls.workspace import TextDocument
 
 from lsp_server.completion import Reason
+from lsp_server.confidence import told
 from lsp_server.documents import language, locate, position_at, snapshot_of
 from lsp_server.fill import Filled, Filling, Progress
 from lsp_server.holes import find_holes
@@ -190,7 +191,7 @@ async def _fill(
         reason=reason,
         candidates=[
             {
-                "confidence": filling.confidence,
+                "confidence": told(filling.confidence),
                 "newSyntaxErrors": filling.new_syntax_errors,
                 "edits": [_as_json(edit) for edit in edits],
             }

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lsp_server.confidence import confidence_of, confident_length
+from lsp_server.confidence import confidence_of, confident_length, told
 from lsp_server.context import InfillContext
 from lsp_server.postprocess import worth_inserting
 from lsp_server.repair import Repair
@@ -32,7 +32,7 @@ class Suggestion:
     text: str
     """What to insert at the cursor (in the first hole)."""
     confidence: float
-    """The model's probability of the text, 0..1 (`confidence_of`)."""
+    """The model's probability of the text, 0..1 (`confidence_of`); NaN where it is not known."""
     new_syntax_errors: int | None
     """Syntax errors it adds to the document; None when unchecked."""
     texts: tuple[str, ...]
@@ -222,7 +222,8 @@ def draft_suggestions(
 
 def _sure_part(candidate: Candidate, text: str, context: InfillContext, least: float) -> str:
     """As much of `text` as the model is sure of; "" for nothing."""
-    if confidence_of(candidate, len(text)) >= least:
+    # Not the same as "at least": a confidence that is not known (NaN) is no reason to hide a text.
+    if not confidence_of(candidate, len(text)) < least:
         return text
     following = context.between[0] if context.between else context.suffix
     if following.partition("\n")[0].strip() or not candidate.text.startswith(text):
@@ -262,7 +263,7 @@ def _ranked(drafts: list[Draft], eol: str, settings: Settings) -> Completion:
 def _worth(draft: Draft) -> float:
     """How a draft compares with the others of its answer, which have all a score or all none."""
     score = draft.candidate.score
-    return draft.confidence if score is None else score
+    return (told(draft.confidence) or 0.0) if score is None else score
 
 
 def _suggestion(draft: Draft, eol: str) -> Suggestion:

@@ -16,7 +16,7 @@ def confidence_of(candidate: Candidate, length: int) -> float:
     """The model's probability of the first `length` characters of the text, 0..1.
 
     The whole text's includes its end. Where the candidate does not tell its tokens apart, it is
-    the whole text's for a part as well.
+    the whole text's for a part as well. NaN where it is not known.
     """
     if length >= len(candidate.text) or not candidate.token_ends:
         return candidate.confidence
@@ -27,6 +27,11 @@ def confidence_of(candidate: Candidate, length: int) -> float:
     ):
         count += 1  # a token that the cut goes through
     return math.prod(candidate.probabilities[:count])
+
+
+def told(confidence: float) -> float | None:
+    """A confidence as JSON has it: null where the engine does not tell."""
+    return None if math.isnan(confidence) else confidence
 
 
 def confident_length(candidate: Candidate, length: int, least: float) -> int:

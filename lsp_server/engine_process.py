@@ -36,11 +36,14 @@ from model.api import (
     CheckpointError,
     Completer,
     CompletionError,
+    EngineAddress,
     EngineConnection,
     EngineHealth,
+    EngineOverloadedError,
     EngineUnavailableError,
     InvalidRequestError,
     connect,
+    connect_remote,
 )
 
 ENGINE_COMMAND = (sys.executable, "-m", "model.serving")
@@ -87,8 +90,8 @@ class Backoff:
 class EngineProcess:
     """One window's hold on the engine: keeps it running and hands out a `Completer` to it.
 
-    `model_path`: checkpoint directory, empty for the shipped one. `url`: an engine that somebody
-    else runs; it is never started from here, and its token comes from MEZZOTINT_TOKEN.
+    `model_path`: checkpoint directory, empty for the shipped one. `address` tells of an engine that
+    somebody else runs, which is never started from here; it may raise `InvalidRequestError`.
     `on_state` is called in the event loop with every new state, and must not raise.
     """
 
@@ -98,12 +101,12 @@ class EngineProcess:
         model_path: str = "",
         device: str = "auto",
         dtype: str = "auto",
-        url: str = "",
+        address: Callable[[], EngineAddress] | None = None,
         idle_unload_minutes: float = 0,
         on_state: Callable[[EngineState], None] | None = None,
     ) -> None:
-        if url:
-            self._connect = _RemoteEngine(url).connect
+        if address is not None:
+            self._connect = _RemoteEngine(address).connect
         else:
             model = Path(model_path).expanduser().absolute() if model_path else SHIPPED_WEIGHTS
             self._connect = _LocalEngine(model, device, dtype, idle_unload_minutes).connect
@@ -137,12 +140,15 @@ class EngineProcess:
         Starts the engine when it has stopped. Raises `EngineUnavailableError` saying what is
         being waited for, or why that would be no use.
         """
-        if self._state.kind == "stopped":
-            await self.start()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._settled.wait(), timeout)
-        if self._connection is None:
-            raise EngineUnavailableError(self._state.message)
+        deadline = time.monotonic() + timeout
+        while self._connection is None:
+            if self._state.kind == "stopped":  # perhaps again: an engine may leave at any moment
+                await self.start()
+            remaining = deadline - time.monotonic()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), remaining)
+            if self._connection is None and (remaining <= 0 or self._state.kind == "failed"):
+                raise EngineUnavailableError(self._state.message)
         return self._connection
 
     async def close(self) -> None:
@@ -161,7 +167,7 @@ class EngineProcess:
             self._ready_at = time.monotonic()
             try:
                 await self._attach()
-            except EngineUnavailableError as error:
+            except (EngineUnavailableError, EngineOverloadedError) as error:
                 delay_s = backoff.delay_s(ready_s=time.monotonic() - self._ready_at)
                 logger.warning("%s; trying again in %.1f s", error, delay_s)
                 self._set_state("starting", f"{error}; trying again in {delay_s:.1f} s")
@@ -223,13 +229,13 @@ class EngineProcess:
 class _RemoteEngine:
     """An engine that somebody else runs."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, address: Callable[[], EngineAddress]) -> None:
+        self._address = address
 
     async def connect(self) -> EngineConnection:
-        """Raises `EngineUnavailableError` when it does not answer."""
-        connection = connect(self._url, os.environ.get("MEZZOTINT_TOKEN", ""))
-        return await _answering(connection)
+        """Raises `EngineUnavailableError` when it does not answer, `InvalidRequestError` when it
+        must not, cannot or will not be used."""
+        return await _answering(await connect_remote(self._address()))
 
 
 class _LocalEngine:

@@ -19,6 +19,7 @@ from lsp_server.completion import (
     complete_context,
     infill_request,
 )
+from lsp_server.confidence import told
 from lsp_server.context import InfillContext, check_document, context_at, normalised
 from lsp_server.holes import Hole, find_holes, grouped
 from lsp_server.postprocess import worth_inserting
@@ -269,7 +270,8 @@ def _together(written: Sequence[_Written]) -> Filled:
     counted = [one.new_syntax_errors for one in written if one.new_syntax_errors is not None]
     filling = Filling(
         edits=tuple(one.edit for one in written),
-        confidence=min(one.confidence for one in written),
+        # Not known of one is not known of all.
+        confidence=min((one.confidence for one in written), key=lambda c: told(c) or 0.0),
         new_syntax_errors=sum(counted) if counted else None,
     )
     return Filled(fillings=(filling,))

@@ -6,33 +6,54 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from lsprotocol import types
 
 from lsp_server import commands, server
+from lsp_server.api_keys import ApiKeys
 from lsp_server.engine_process import EngineProcess, EngineState
 from lsp_server.server import EngineFactory, MezzotintServer
 from lsp_server.session import EngineSource
 from lsp_server.settings import Settings
+from model.api import EngineAddress
 
 logger = logging.getLogger(__name__)
 
 
-def local_engine(settings: Settings, on_state: Callable[[EngineState], None]) -> EngineSource:
-    """The engine process that all editor windows of the user share."""
+def engine_of(
+    keys: ApiKeys, settings: Settings, on_state: Callable[[EngineState], None]
+) -> EngineSource:
+    """The engine that the settings name, else the process that all of the user's windows share."""
+    named = partial(_address, keys, settings) if settings.engine.url else None
     return EngineProcess(
         model_path=settings.model.path,
         device=settings.model.device,
         dtype=settings.model.dtype,
-        url=settings.engine.url,
+        address=named,
         idle_unload_minutes=settings.engine.idle_unload_minutes,
         on_state=on_state,
     )
 
 
-def create_server(make_engine: EngineFactory = local_engine) -> MezzotintServer:
+def _address(keys: ApiKeys, settings: Settings) -> EngineAddress:
+    """Raises `InvalidRequestError` for an address that cannot be used."""
+    engine = settings.engine
+    return EngineAddress(
+        url=engine.url,
+        kind=engine.kind,
+        key=keys.key_for(engine.url),
+        token=os.environ.get("MEZZOTINT_TOKEN", ""),
+        model=engine.model,
+        fim_template=engine.fim_template,
+        allow_plain_http=engine.allow_plain_http,
+    )
+
+
+def create_server(make_engine: EngineFactory | None = None) -> MezzotintServer:
     """Build a server with all its handlers; it talks to nobody yet."""
-    made = MezzotintServer(make_engine)
+    keys = ApiKeys()
+    made = MezzotintServer(make_engine or partial(engine_of, keys), keys)
     for method, handler, options in (
         (types.INITIALIZE, server.on_initialize, None),
         (types.INITIALIZED, server.on_initialized, None),
@@ -54,7 +75,7 @@ def create_server(make_engine: EngineFactory = local_engine) -> MezzotintServer:
     return made
 
 
-def run_stdio(make_engine: EngineFactory = local_engine) -> int:
+def run_stdio(make_engine: EngineFactory | None = None) -> int:
     """Serve one client on stdin and stdout until it says `exit`; the process's exit code."""
     _log_to_stderr()
     # Only the protocol may write to the client: whatever else prints, here or in a child
@@ -66,7 +87,7 @@ def run_stdio(make_engine: EngineFactory = local_engine) -> int:
     return made.protocol.exit_code
 
 
-def run_tcp(host: str, port: int, make_engine: EngineFactory = local_engine) -> int:
+def run_tcp(host: str, port: int, make_engine: EngineFactory | None = None) -> int:
     """Serve one client over TCP, to debug with; the process's exit code."""
     _log_to_stderr()
     made = create_server(make_engine)

@@ -119,7 +119,7 @@ class Repair:
         return [
             (_joined(request.typed, candidate.texts, kept, tail, self.request.typed), confidence)
             for candidate in result.candidates
-            if (confidence := candidate.confidence) > 0
+            if (confidence := candidate.confidence) != 0  # NaN where it is not known
         ]
 
 

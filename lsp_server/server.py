@@ -25,7 +25,9 @@ from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol
 from pygls.workspace import PositionCodec, TextDocument
 
+from lsp_server.api_keys import ApiKeys
 from lsp_server.completion import SUPERSEDED, Completion, Reason, Suggestion
+from lsp_server.confidence import told
 from lsp_server.documents import LspWorkspace, Place, language, locate, snapshot_of
 from lsp_server.engine_process import EngineState
 from lsp_server.fill import Filler
@@ -111,7 +113,7 @@ class MezzotintServer(LanguageServer):
 
     protocol: _Protocol  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, make_engine: EngineFactory) -> None:
+    def __init__(self, make_engine: EngineFactory, keys: ApiKeys) -> None:
         # pygls leaves its further arguments untyped.
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
             SECTION,
@@ -123,6 +125,7 @@ class MezzotintServer(LanguageServer):
             ),
         )
         self._make_engine = make_engine
+        self.keys = keys
         self._client = uuid.uuid4().hex
         self._checker = SyntaxChecker()
         self._engine: EngineSource | None = None
@@ -300,7 +303,7 @@ class MezzotintServer(LanguageServer):
         answer = {
             "id": self.protocol.msg_id,
             "suggestions": [
-                {"confidence": s.confidence, "newSyntaxErrors": s.new_syntax_errors}
+                {"confidence": told(s.confidence), "newSyntaxErrors": s.new_syntax_errors}
                 for s in completion.suggestions
             ],
             "kind": reason.kind if reason else "normal",
@@ -361,7 +364,7 @@ def on_initialize(ls: MezzotintServer, params: types.InitializeParams) -> None:
     if params.process_id is not None and process_exists(params.process_id):
         ls.spawn(exit_with(ls, params.process_id))
     ls.protocol.adopt_lsp_lines()
-    ls.initialization_options = params.initialization_options
+    ls.initialization_options = ls.keys.taken_from(params.initialization_options)
     if get_capability(params.capabilities, "text_document.inline_completion") is None:
         ls.feature(types.TEXT_DOCUMENT_COMPLETION, types.CompletionOptions())(on_completion)
 

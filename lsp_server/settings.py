@@ -215,6 +215,27 @@ class EngineSettings:
         _text('"" or an address such as "http://127.0.0.1:8765"', r"(https?://\S+|unix:/.+)?"),
         "A running engine to use; empty to start and share a local one.",
     )
+    kind: Literal["auto", "mezzotint", "mercury", "llama.cpp", "openai"] = _setting(
+        "auto",
+        _choice("auto", "mezzotint", "mercury", "llama.cpp", "openai"),
+        "What the running engine speaks; it is found out where that is safe.",
+    )
+    model: str = _setting(
+        "",
+        _text("a model's name", r"[^\0]*"),
+        "Which of the running engine's models is asked; empty for the first that it lists.",
+    )
+    fim_template: str = _setting(
+        "",
+        _text(
+            '"" or a prompt with {prefix} and {suffix} in it',
+            r"(?s)(?=.*\{prefix\})(?=.*\{suffix\}).*|",
+        ),
+        "The model's infill prompt, for an OpenAI-compatible engine that takes no suffix.",
+    )
+    allow_plain_http: bool = _setting(
+        False, _flag(), "Whether a key may go to another machine unencrypted."
+    )
     idle_unload_minutes: float = _setting(
         0, _number(0, 525_600), "Unload the model after this long without work; 0 for never."
     )

@@ -19,6 +19,8 @@ from typing import Any, Literal, cast, get_args
 
 import platformdirs
 
+from lsp_server.confidence import told
+
 logger = logging.getLogger(__name__)
 
 Kind = Literal["shown", "accepted", "partlyAccepted", "rejected"]
@@ -124,7 +126,7 @@ class SuggestionLog:
             "event": kind,
             "language": offered.language,
             "characters": num_characters,
-            "confidence": round(offered.confidence, 4),
+            "confidence": told(round(offered.confidence, 4)),
             "again": again,
         }
         try:

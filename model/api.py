@@ -9,10 +9,12 @@ An `InfillRequest` goes in, an `InfillResult` comes out, and a `Completer` stand
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, get_args
+from urllib.parse import urlsplit
 
 Policy = Literal["threshold", "entropy", "factor", "left-to-right", "autoregressive"]
 """How a step chooses the slots it commits: all the sure ones, as many as an entropy bound allows,
@@ -194,7 +196,8 @@ class Candidate:
     """One text a hole, in document order. The first begins with the request's `typed`."""
     confidence: float
     """How likely the model thinks that this is exactly the text that belongs here, 0..1: the
-    product of `probabilities`. `mezzotint evaluate calibration` measures how true that is."""
+    product of `probabilities`. `mezzotint evaluate calibration` measures how true that is. NaN
+    where the engine does not tell, as some remote ones do not."""
     finished: bool = True
     """False when the deadline or `max_new_tokens` cut it short."""
     probabilities: tuple[float, ...] = ()
@@ -308,6 +311,95 @@ class EngineConnection(Completer, Protocol):
         `EngineUnavailableError` when it vanishes, and `InvalidRequestError` when it refuses us.
         """
         ...
+
+
+EngineKind = Literal["auto", "mezzotint", "mercury", "llama.cpp", "openai"]
+"""What an engine that somebody else runs speaks: our own protocol, Mercury's API, llama.cpp's
+`/infill`, or an OpenAI-compatible `/v1/completions`. `auto` finds out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAddress:
+    """An engine that somebody else runs, and what it takes to be served by it.
+
+    Raises `InvalidRequestError` on construction for an address that cannot be used.
+    """
+
+    url: str
+    """`http://…`, `https://…`, or `unix:/path/to.sock` of a Mezzotint engine."""
+    kind: EngineKind = "auto"
+    key: str = field(default="", repr=False)
+    """What to prove ourselves with; empty: nothing is sent."""
+    token: str = field(default="", repr=False)
+    """In place of `key` for a Mezzotint engine, and never sent to another kind."""
+    model: str = ""
+    """Which of its models is to answer; empty: Mercury's model for edits, and elsewhere the first
+    one that the engine lists."""
+    fim_template: str = ""
+    """For an `openai` engine whose `/v1/completions` knows no `suffix`: the prompt that its model
+    was trained with, holding `{prefix}` and `{suffix}` once each."""
+    allow_plain_http: bool = False
+    """Whether the key may cross a network unencrypted."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(EngineKind):
+            known = ", ".join(map(repr, get_args(EngineKind)))
+            raise InvalidRequestError(f"the engine's kind is {self.kind!r}; use one of {known}")
+        if self.fim_template and not all(
+            self.fim_template.count(part) == 1 for part in ("{prefix}", "{suffix}")
+        ):
+            raise InvalidRequestError(
+                f"the prompt template {self.fim_template!r} must hold {{prefix}} and {{suffix}}, "
+                "once each"
+            )
+        if self.url.startswith("unix:") and self.kind in ("auto", "mezzotint"):
+            return
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """Raise `InvalidRequestError` where the key would not be safe on the way."""
+        try:
+            parts = urlsplit(self.url)
+            host = parts.hostname if parts.port != 0 else None
+        except ValueError:  # a port out of range, a bracket too few
+            parts, host = urlsplit(""), None
+        if not host or parts.scheme not in ("http", "https"):
+            raise InvalidRequestError(
+                f"the engine's address is {self.url!r}; it must begin with http:// or https://, "
+                "or with unix: for a Mezzotint engine"
+            )
+        if parts.username is not None or parts.password is not None:
+            raise InvalidRequestError(
+                f"the address of the engine at {host} holds a name or password, which would be "
+                "shown and logged; give a key instead"
+            )
+        has_secret = bool(self.key or self.token)
+        is_safe = parts.scheme == "https" or is_loopback(host) or self.allow_plain_http
+        if has_secret and not is_safe:
+            raise InvalidRequestError(
+                f"{self.url} would carry the key to {host} unencrypted; use https://, or set "
+                "mezzotint.engine.allowPlainHttp if you trust the network"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine, without asking anybody."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def connect_remote(address: EngineAddress) -> EngineConnection:
+    """Talk to an engine that somebody else runs; asks it what it is where `address` leaves that
+    open, without sending the key.
+
+    Raises `EngineUnavailableError` when nobody answers and `InvalidRequestError` when what answers
+    is nothing we know.
+    """
+    from model.serving.remote import connect_remote as connect
+
+    return await connect(address)
 
 
 def connect(socket: str, token: str) -> EngineConnection:

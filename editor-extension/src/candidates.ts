@@ -21,6 +21,11 @@ function lineStarts(text: string): number[] {
   return [0, ...[...text.matchAll(/\r\n|\n|\r/g)].map((end) => end.index + end[0].length)];
 }
 
+/** A confidence in words. */
+export function sureness(confidence: number | null): string {
+  return confidence === null ? "confidence not known" : `${Math.round(100 * confidence)} % sure`;
+}
+
 /** How a candidate reads in a list: its first lines, how sure the model is, whether it parses. */
 export function labelOf(
   { confidence, newSyntaxErrors, edits }: FillCandidate,
@@ -34,7 +39,7 @@ export function labelOf(
   const errors = newSyntaxErrors ? `, ${newSyntaxErrors} new syntax errors` : "";
   return {
     label: `${index + 1}. ${lines[0] || "(nothing)"}`,
-    description: `${Math.round(100 * confidence)} % sure${errors}`,
+    description: `${sureness(confidence)}${errors}`,
     ...(rest !== "" && { detail: rest }),
   };
 }

@@ -11,6 +11,7 @@ import {
   RevealOutputChannelOn,
   State,
 } from "vscode-languageclient/node";
+import type { ApiKey } from "./api-key.ts";
 import { Coalescer } from "./coalescer.ts";
 import { StatusNotification } from "./protocol.ts";
 import type { ServerCommand } from "./server.ts";
@@ -21,18 +22,21 @@ export class ServerConnection {
   private command: ServerCommand | undefined;
   private readonly changes = new Coalescer();
   private readonly findServer: () => Promise<ServerCommand>;
+  private readonly findKey: () => Promise<ApiKey | undefined>;
   private readonly status: StatusItem;
   private readonly log: LogOutputChannel;
   private readonly middleware: Middleware;
 
-  /** `findServer` is asked at each start; what it throws is passed on by `restart`. */
+  /** `findServer` and `findKey` are asked at each start; what they throw is passed on by `restart`. */
   constructor(
     findServer: () => Promise<ServerCommand>,
+    findKey: () => Promise<ApiKey | undefined>,
     status: StatusItem,
     log: LogOutputChannel,
     middleware: Middleware,
   ) {
     this.findServer = findServer;
+    this.findKey = findKey;
     this.status = status;
     this.log = log;
     this.middleware = middleware;
@@ -66,7 +70,8 @@ export class ServerConnection {
   private async startNow(): Promise<void> {
     this.command = await this.findServer();
     this.log.info(`Starting ${[this.command.command, ...this.command.args].join(" ")}`);
-    this.client = createClient(this.command, this.log, this.middleware);
+    const key = await this.findKey();
+    this.client = createClient(this.command, key, this.log, this.middleware);
     this.client.onNotification(StatusNotification, (status) => this.status.update(status));
     this.client.onDidChangeState(({ newState }) => this.showState(newState));
     await this.client.start();
@@ -94,12 +99,14 @@ export class ServerConnection {
 
 function createClient(
   server: ServerCommand,
+  apiKey: ApiKey | undefined,
   log: LogOutputChannel,
   middleware: Middleware,
 ): LanguageClient {
   const options: LanguageClientOptions = {
     documentSelector: [{ scheme: "file" }, { scheme: "untitled" }],
     outputChannel: log,
+    ...(apiKey !== undefined && { initializationOptions: { apiKey } }),
     // A failed completion shows in the status bar and the log, never as a pop-up.
     revealOutputChannelOn: RevealOutputChannelOn.Never,
     middleware: { ...middleware, workspace: { configuration: serverSettings } },

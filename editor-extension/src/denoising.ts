@@ -1,7 +1,7 @@
 /** "Show denoising": watch a fill go from noise to text, in a panel of its own. */
 import { type Disposable, ViewColumn, type WebviewPanel, window } from "vscode";
 import type { LanguageClient } from "vscode-languageclient/node";
-import { applyEdits } from "./candidates.ts";
+import { applyEdits, sureness } from "./candidates.ts";
 import { canvasHtml, escapeHtml } from "./canvas.ts";
 import { applyCandidate, fillArguments, requestFill } from "./fill.ts";
 import { type Fill, type Frame, FrameNotification } from "./protocol.ts";
@@ -95,8 +95,7 @@ class Film {
       return;
     }
     const canvas = `<span class="set">${escapeHtml(text)}</span>`;
-    const sure = Math.round(100 * best.confidence);
-    this.push({ canvas, caption: `done, ${sure} % sure`, insertable: true });
+    this.push({ canvas, caption: `done, ${sureness(best.confidence)}`, insertable: true });
     this.listeners.push(
       this.panel.webview.onDidReceiveMessage(async (message: unknown) => {
         if (message === "insert") {

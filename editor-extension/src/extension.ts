@@ -8,6 +8,7 @@ import {
   workspace,
 } from "vscode";
 import type { LanguageClient } from "vscode-languageclient/node";
+import { askApiKey, storedKey } from "./api-key.ts";
 import { ServerConnection } from "./client.ts";
 import { showDenoising } from "./denoising.ts";
 import { runDoctor } from "./doctor.ts";
@@ -32,6 +33,7 @@ export function activate(context: ExtensionContext): void {
   const ghostText: GhostText = new GhostText(snooze, () => server.running);
   const server = new ServerConnection(
     () => findOrSetUp(own),
+    () => storedKey(context.secrets),
     status,
     log,
     ghostText.middleware,
@@ -45,6 +47,11 @@ export function activate(context: ExtensionContext): void {
     showMenu: () => showMenu(snooze.until !== undefined),
     toggle: toggleEnabled,
     chooseModel,
+    setApiKey: async () => {
+      if (await askApiKey(context.secrets)) {
+        await restart();
+      }
+    },
     snooze: async () => {
       const minutes = await askMinutes();
       if (minutes !== undefined) {
@@ -72,7 +79,11 @@ export function activate(context: ExtensionContext): void {
     // Another folder may bring another server.
     workspace.onDidChangeWorkspaceFolders(restart),
     workspace.onDidChangeConfiguration((change) => {
-      if (change.affectsConfiguration("mezzotint.server")) {
+      // Another address has another key, which the server gets when it starts.
+      if (
+        change.affectsConfiguration("mezzotint.server") ||
+        change.affectsConfiguration("mezzotint.engine.url")
+      ) {
         void restart();
       }
     }),

@@ -47,7 +47,8 @@ export interface Fill {
 }
 
 export interface FillCandidate {
-  readonly confidence: number;
+  /** Null where the engine does not tell. */
+  readonly confidence: number | null;
   readonly newSyntaxErrors: number | null;
   readonly edits: readonly TextEdit[];
 }

@@ -29,6 +29,8 @@ test("a candidate's label names its first line, its confidence and its faults", 
     description: "46 % sure, 2 new syntax errors",
     detail: "return y",
   });
+  const untold = labelOf({ confidence: null, newSyntaxErrors: null, edits }, 0);
+  assert.equal(untold.description, "confidence not known");
   assert.equal(labelOf({ confidence: 1, newSyntaxErrors: null, edits: [] }, 1).label, "2. (nothing)");
 });
 

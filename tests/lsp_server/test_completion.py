@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,3 +154,11 @@ async def test_one_round_returns_the_engines_bill_with_the_suggestions():
     assert texts(completion) == ["1"]
     assert completion.result is not None
     assert completion.result.forwards == 1
+
+
+def test_a_confidence_that_is_not_told_hides_nothing_and_ranks_last():
+    made = candidates(a=math.nan, b=0.9)
+    completion = select(made, explicit=False, minConfidence=0.8)
+    assert texts(completion) == ["b", "a"]
+    assert math.isnan(completion.suggestions[1].confidence)
+    assert texts(select(candidates(a=math.nan), explicit=False, minConfidence=1)) == ["a"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsp_server.confidence import confidence_of, confident_length
+from lsp_server.confidence import confidence_of, confident_length, told
 from model.api import Candidate
 
 
@@ -60,3 +60,8 @@ def test_what_is_kept_is_never_less_sure_than_asked(tokens, least):
     assert 0 <= length <= len(candidate.text)
     if length:
         assert confidence_of(candidate, length) >= least
+
+
+def test_what_is_not_told_is_null_in_json():
+    assert (told(math.nan), told(0.0), told(0.25)) == (None, 0.0, 0.25)
+    assert math.isnan(confidence_of(Candidate(texts=("abc",), confidence=math.nan), 1))

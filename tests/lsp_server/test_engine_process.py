@@ -14,12 +14,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from another_engine import another_engine
 
 from lsp_server import engine_process
 from lsp_server.engine_process import Backoff, EngineProcess, EngineState
 from model.api import (
+    EngineAddress,
     EngineUnavailableError,
     InfillRequest,
+    InvalidRequestError,
 )
 from model.serving.lifetime import GRACE_S
 
@@ -204,20 +207,30 @@ async def test_a_project_with_a_package_named_model_does_not_replace_ours(
 
 
 async def test_a_url_is_never_spawned_for(runtime: Path) -> None:
-    async with window(url="http://127.0.0.1:1") as window_:
+    async with window(address=lambda: EngineAddress(url="http://127.0.0.1:1")) as window_:
         with pytest.raises(EngineUnavailableError, match=r"127\.0\.0\.1:1 does not answer"):
             await window_.engine.completer(timeout=1)
     assert not runtime.exists()
 
 
-async def test_a_url_whose_engine_refuses_the_token_fails(
-    runtime: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_our_own_engine_is_served_by_its_address_and_token(runtime: Path) -> None:
+    async with window() as local:
+        pid = await local.pid()
+        found = json.loads(next(runtime.glob("*.json")).read_text())
+        address = EngineAddress(url=found["socket"], token=found["token"])
+        async with window(address=lambda: address) as remote:
+            assert await remote.pid() == pid
+        # A key of the person's takes the token's place.
+        address = EngineAddress(url=found["socket"], key=found["token"], token="stale")
+        async with window(address=lambda: address) as remote:
+            assert await remote.pid() == pid
+
+
+async def test_a_url_whose_engine_refuses_the_token_fails(runtime: Path) -> None:
     async with window() as local:
         await local.pid()
         address = json.loads(next(runtime.glob("*.json")).read_text())["socket"]
-        monkeypatch.setenv("MEZZOTINT_TOKEN", "wrong")
-        async with window(url=address) as remote:
+        async with window(address=lambda: EngineAddress(url=address, token="wrong")) as remote:
             await until(lambda: remote.engine.state.kind == "failed")
             assert "MEZZOTINT_TOKEN" in remote.engine.state.message
 
@@ -235,3 +248,48 @@ def test_the_back_off_doubles_to_half_a_minute_and_starts_over_after_a_healthy_o
     delays = [backoff.delay_s(ready_s=1) for _ in range(8)]
     assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert backoff.delay_s(ready_s=60) == 0.5
+
+
+async def test_an_address_that_must_not_be_used_fails_with_its_reason(runtime: Path) -> None:
+    def plain() -> EngineAddress:
+        return EngineAddress(url="http://engine.example", key="sesame")
+
+    async with window(address=plain) as window_:
+        await until(lambda: window_.engine.state.kind == "failed")
+    assert "allowPlainHttp" in window_.states[-2].message
+    assert "sesame" not in window_.states[-2].message
+
+
+async def test_an_engine_of_another_kind_is_ready_fails_on_a_refused_key_and_can_be_retried(
+    runtime: Path,
+) -> None:
+    async with another_engine() as other:
+        other.answers["/infill"] = (401, {"error": {"message": "Invalid API Key"}})
+        async with window(address=lambda: EngineAddress(url=other.url, key="sesame")) as window_:
+            completer = await window_.engine.completer(timeout=15)
+            with pytest.raises(InvalidRequestError, match="Invalid API Key"):
+                await completer.complete(InfillRequest(prefix="x"))
+            await until(lambda: window_.engine.state.kind == "failed")
+            assert "MEZZOTINT_API_KEY" in window_.engine.state.message
+            other.answers["/infill"] = (200, {"content": "y", "stop": True, "stop_type": "eos"})
+            await window_.engine.start()
+            completer = await window_.engine.completer(timeout=15)
+            result = await completer.complete(InfillRequest(prefix="x"))
+    assert result.candidates[0].text == "y"
+    assert not runtime.exists()
+
+
+async def test_an_engine_of_another_kind_that_goes_away_is_looked_for_until_it_is_back(
+    runtime: Path,
+) -> None:
+    async with (
+        another_engine() as other,
+        window(address=lambda: EngineAddress(url=other.url)) as window_,
+    ):
+        completer = await window_.engine.completer(timeout=15)
+        other.answers["/infill"] = other.answers["/health"] = (502, {})
+        with pytest.raises(EngineUnavailableError, match="502"):
+            await completer.complete(InfillRequest(prefix="x"))
+        await until(lambda: "trying again" in window_.engine.state.message)
+        other.answers["/health"] = (200, {"status": "ok"})
+        await window_.engine.completer(timeout=30)

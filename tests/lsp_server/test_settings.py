@@ -44,7 +44,9 @@ def test_defaults_are_the_documented_ones():
         "auto",
         "auto",
     )
-    assert (settings.engine.url, settings.engine.idle_unload_minutes) == ("", 0)
+    engine = settings.engine
+    assert (engine.url, engine.kind, engine.model, engine.fim_template) == ("", "auto", "", "")
+    assert (engine.allow_plain_http, engine.idle_unload_minutes) == (False, 0)
     assert (settings.log.level, settings.log.include_source) == ("warning", False)
 
 
@@ -68,6 +70,13 @@ def test_defaults_are_the_documented_ones():
         ("model.path", "/models/mine", "model.path", "/models/mine"),
         ("model.device", "cuda:1", "model.device", "cuda:1"),
         ("engine.url", "unix:/run/engine.sock", "engine.url", "unix:/run/engine.sock"),
+        ("engine.kind", "llama.cpp", "engine.kind", "llama.cpp"),
+        (
+            "engine.fimTemplate",
+            "<P>{prefix}<S>{suffix}",
+            "engine.fim_template",
+            "<P>{prefix}<S>{suffix}",
+        ),
         ("log.includeSource", True, "log.include_source", True),
     ],
 )
@@ -98,6 +107,8 @@ def test_an_allowed_value_is_taken(key: str, raw: object, path: str, value: obje
         ("model.dtype", "int3", '"int3"', '"bfloat16"'),
         ("model.device", "", '""', "torch device"),
         ("engine.url", "localhost", '"localhost"', "http://"),
+        ("engine.kind", "ollama", '"ollama"', '"openai"'),
+        ("engine.fimTemplate", "{prefix}", '"{prefix}"', "{suffix}"),
         ("log", [], "[]", "an object with level or includeSource"),
     ],
 )
