@@ -20,7 +20,7 @@ from model import api
 from model.evaluation.decoding import add_model_arguments, open_completer
 from model.evaluation.holes import Hole, cut_holes
 from model.evaluation.report import Figures, beside, circumstances, make_room, share, write_report
-from model.evaluation.sources import load_sources
+from model.evaluation.sources import load_sources, of_languages
 
 if TYPE_CHECKING:
     from lsp_server.completion import Completion
@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, nargs="+", required=True, metavar="PATH",
         help="source files, folders of them, or a packed corpus file (heldout.jsonl.gz)",
     )  # fmt: skip
+    parser.add_argument(
+        "--languages", nargs="+", metavar="ID", help="files of these LSP language ids alone"
+    )
     parser.add_argument(
         "--limit", type=int, default=200, metavar="N", help="holes to cut (%(default)s)"
     )
@@ -57,7 +60,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> Figures:
     """Complete, write the report; returns the figures. Raises `OSError`, `ValueError`,
     `CompletionError`."""
-    holes = cut_holes(load_sources(args.data), args.limit, args.seed)
+    sources = load_sources(args.data)
+    if args.languages:
+        sources = of_languages(sources, args.languages)
+    holes = cut_holes(sources, args.limit, args.seed)
     report = beside(args.out, ".json")
     make_room(report)
     outcomes: list[Outcome] = []

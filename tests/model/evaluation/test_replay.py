@@ -373,6 +373,21 @@ def test_the_command_ends_with_its_figures_and_writes_a_report(
     assert report["mezzotint"]
 
 
+def test_files_of_the_same_folder_and_language_are_open_beside_the_typed_one(
+    server: Server, folder: Path, tmp_path: Path
+):
+    command = server([])
+    reads = ("--set", "context.openFiles=true", "--open-beside", 3)
+    out = tmp_path / "replay.json"
+    assert replay.main(arguments(command, folder, *reads, "--out", out)) == 0
+    journal = (tmp_path / "script.json.journal").read_text("utf-8").splitlines()
+    asked = {json.loads(line) for line in journal}
+    assert FILES["b.py"] + "\ndef add_them(a" in asked
+    assert FILES["a.py"] + "\ndef die_of_it(a" in asked
+    assert "func double(a" in asked  # no other file is in its language
+    assert json.loads(out.read_text("utf-8"))["open_beside"] == 3
+
+
 def test_a_lost_server_costs_its_region_only(
     server: Server, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
