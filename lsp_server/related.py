@@ -36,6 +36,15 @@ _FAMILIES = (
 _SEES_ITS_FOLDER = frozenset({"go", "java", "csharp", "cs", "kotlin", "scala"})
 """Files of these languages use what others of their folder declare, without an import."""
 _SPEAKS_FOR_ITS_FOLDER = frozenset({"__init__", "index", "mod", "lib"})
+_COMMENT_SIGNS = {
+    "#": "python ruby shellscript sh bash perl r elixir julia powershell yaml toml cmake makefile",
+    "//": "javascript javascriptreact typescript typescriptreact go rust java c cpp cuda-cpp "
+    "objective-c objective-cpp csharp cs php kotlin swift scala dart zig",
+    "--": "lua sql haskell",
+}
+_COMMENT_SIGN = {
+    language: sign for sign, languages in _COMMENT_SIGNS.items() for language in languages.split()
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +97,8 @@ class RelatedText:
         self, document: OpenDocument, offset: int, others: Sequence[OpenDocument], room: int
     ) -> str:
         """Up to `room` characters of `others` for a cursor at `offset` of `document`: whole pieces,
-        each with a line end, the most promising one last, next to the document's own text.
+        the most promising one last, next to the document's own text. Comments name the file that
+        each is from and, at the end, the document itself (docs/experiments.md has the reason).
 
         The same as last time, if that was anything, while the cursor stays nearby, `room` is the
         same, and the documents that it came from are still among `others`.
@@ -104,8 +114,9 @@ class RelatedText:
             and last.documents <= there
         ):
             return last.text
-        pieces = _fitting(_pieces(document, line, others, self._edits), room)
-        text = "".join(map(_shown, reversed(pieces)))
+        heading = _name_of(document)
+        pieces = _fitting(_pieces(document, line, others, self._edits), room - len(heading))
+        text = "".join(map(_shown, reversed(pieces))) + heading if pieces else ""
         came_from = frozenset(piece.document.name for piece in pieces)
         self._choices[document.name] = _Choice(room, line, came_from, text)
         return text
@@ -127,7 +138,13 @@ def _fitting(pieces: Iterable[_Piece], room: int) -> list[_Piece]:
 
 
 def _shown(piece: _Piece) -> str:
-    return normalised(piece.text.rstrip()) + "\n\n"
+    return f"{_name_of(piece.document)}{normalised(piece.text.rstrip())}\n\n"
+
+
+def _name_of(document: OpenDocument) -> str:
+    """A line that names the document's file; none where the language has no comment for it."""
+    sign = _COMMENT_SIGN.get(document.language)
+    return normalised(f"{sign} {_pure(document.path).name}\n") if sign else ""
 
 
 def _pieces(

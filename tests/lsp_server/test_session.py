@@ -282,7 +282,7 @@ async def test_the_text_of_other_documents_is_read_before_the_windows_own():
     window = Window("peel(apple)", **READS_OTHERS)
     await window.session.complete(beside_fruit("apple = 1\nx = |\n"), explicit=False)
     (request,) = window.completer.requests
-    assert request.prefix == OTHER.text + "\napple = 1\nx = "
+    assert request.prefix == f"# fruit.py\n{OTHER.text}\n# a.py\napple = 1\nx = "
 
 
 async def test_a_suggestion_stays_although_other_text_is_read_by_then():

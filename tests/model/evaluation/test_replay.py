@@ -382,8 +382,8 @@ def test_files_of_the_same_folder_and_language_are_open_beside_the_typed_one(
     assert replay.main(arguments(command, folder, *reads, "--out", out)) == 0
     journal = (tmp_path / "script.json.journal").read_text("utf-8").splitlines()
     asked = {json.loads(line) for line in journal}
-    assert FILES["b.py"] + "\ndef add_them(a" in asked
-    assert FILES["a.py"] + "\ndef die_of_it(a" in asked
+    assert f"# b.py\n{FILES['b.py']}\n# a.py\ndef add_them(a" in asked
+    assert f"# a.py\n{FILES['a.py']}\n# b.py\ndef die_of_it(a" in asked
     assert "func double(a" in asked  # no other file is in its language
     assert json.loads(out.read_text("utf-8"))["open_beside"] == 3
 
