@@ -362,6 +362,7 @@ def report(replay: Replay, skipped: Sequence[str], *, interrupted: bool) -> None
         "skipped": list(skipped),
         "figures": figures,
         "curve": curve,
+        "rows": [row(log) for log in logs],
     }
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -371,6 +372,12 @@ def report(replay: Replay, skipped: Sequence[str], *, interrupted: bool) -> None
 
         args.curve.parent.mkdir(parents=True, exist_ok=True)
         plot_curve(curve, args.curve, settings.min_confidence, figures["all"])
+
+
+def row(log: RegionLog) -> dict[str, object]:
+    """One region's figures, by which two replays of the same regions compare."""
+    where = {"file": str(log.region.path), "offset": len(log.region.head)}
+    return {**where, **summarise([log])}
 
 
 def _grouped(

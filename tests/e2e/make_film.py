@@ -66,7 +66,7 @@ def shoot(window: Window, film: Film) -> None:
     window.press("Tab")
     film.take(1200)
     window.press("Home")
-    for _ in range(len("return ")):
+    for _ in range(len(TYPED)):
         window.press("ArrowRight")
     window.press("Shift+End")
     window.run("Mezzotint: Show Denoising")

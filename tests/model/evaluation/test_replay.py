@@ -366,6 +366,8 @@ def test_the_command_ends_with_its_figures_and_writes_a_report(
     assert figures["keystrokes_saved"] == round(11 / total, 4)
     report = json.loads(out.read_text("utf-8"))
     assert report["figures"]["all"] == figures
+    rows = {Path(row["file"]).name: row["keystrokes_saved"] > 0 for row in report["rows"]}
+    assert rows == {"a.py": True, "b.py": False, "c.go": False}
     assert report["figures"]["python"]["regions"] == 2
     assert report["figures"]["go"]["keystrokes_saved"] == 0.0
     assert report["settings"] == {"debounceMs": 0, "deadlineMs": {"auto": 60000}}
