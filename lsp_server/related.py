@@ -8,7 +8,8 @@ the user types: the engine keeps what it has read, as long as it begins alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -19,9 +20,9 @@ from lsp_server.recent_edits import RecentEdits
 
 MAX_DOCUMENTS = 20
 """The last opened ones are looked at."""
-NEARBY_LINES = 24
-"""A stretch has at most this many lines, the cursor's surroundings this many on either side; a
-choice lasts until the cursor is further away."""
+STRETCH_LINES = 24
+"""The most lines of a stretch, and those around the cursor that it is compared with. A choice
+lasts until the cursor is this far away."""
 _MIN_SIMILARITY = 0.05
 _EDITED_WEIGHT = 2.0
 _WORD = re.compile(r"[^\W\d]\w+")
@@ -110,7 +111,7 @@ class RelatedText:
             last is not None
             and last.text
             and last.room == room
-            and abs(last.line - line) <= NEARBY_LINES
+            and abs(last.line - line) <= STRETCH_LINES
             and last.documents <= there
         ):
             return last.text
@@ -151,14 +152,17 @@ def _pieces(
     document: OpenDocument, line: int, others: Sequence[OpenDocument], edits: RecentEdits
 ) -> Iterator[_Piece]:
     lines = document.text.splitlines()
-    nearby = _words("\n".join(lines[max(0, line - NEARBY_LINES) : line + NEARBY_LINES]))
-    related = [o for o in others if o.name != document.name and _is_akin(document, o)]
-    for other in related[-MAX_DOCUMENTS:]:
+    half = STRETCH_LINES // 2
+    nearby = _words("\n".join(lines[max(0, line - half) : line + half]))
+    akin = [o for o in others if o.name != document.name and _is_akin(document, o)]
+    related = akin[-MAX_DOCUMENTS:]
+    spread = Counter(word for other in related for word in _words(other.text))
+    for other in related:
         if _is_used_by(document, other):
             yield from _declarations(other, nearby)
         edited = edits.lines_of(other.name)
         for first, text in _stretches(other.text):
-            similarity = _similarity(_words(text), nearby)
+            similarity = _similarity(_words(text), nearby, spread)
             last = first + text.count("\n")
             if any(first <= place <= last for place in edited):
                 similarity *= _EDITED_WEIGHT
@@ -170,7 +174,7 @@ def _declarations(other: OpenDocument, nearby: frozenset[str]) -> Iterator[_Piec
     """What a used document declares of what is mentioned near the cursor: before all else."""
     for declaration in outline_of(other.text, other.language).declarations:
         if declaration.name in nearby:
-            worth = 1 + _similarity(_words(declaration.text), nearby)
+            worth = 1 + _similarity(_words(declaration.text), nearby, {})
             yield _Piece(other, declaration.line, declaration.text, worth)
 
 
@@ -195,7 +199,7 @@ def _pure(path: str) -> PurePosixPath:
 
 @lru_cache(maxsize=64)
 def _stretches(text: str) -> tuple[tuple[int, str], ...]:
-    """The text in pieces of at most `NEARBY_LINES` lines, each with the number of its first one.
+    """The text in pieces of at most `STRETCH_LINES` lines, each with the number of its first one.
 
     A new one begins, where it can, at a line without indentation that follows a blank one.
     """
@@ -203,7 +207,7 @@ def _stretches(text: str) -> tuple[tuple[int, str], ...]:
     pieces: list[tuple[int, str]] = []
     first = 0
     for number in range(1, len(lines) + 1):
-        is_full = number - first >= NEARBY_LINES
+        is_full = number - first >= STRETCH_LINES
         if number == len(lines) or is_full or _begins_something(lines, number, first):
             piece = "\n".join(lines[first:number])
             if piece.strip():
@@ -215,7 +219,7 @@ def _stretches(text: str) -> tuple[tuple[int, str], ...]:
 def _begins_something(lines: Sequence[str], number: int, first: int) -> bool:
     """Whether a new stretch had better begin at line `number`, the one at hand being half full."""
     return (
-        number - first >= NEARBY_LINES // 2
+        number - first >= STRETCH_LINES // 2
         and not lines[number - 1].strip()
         and lines[number][:1].strip() != ""
     )
@@ -226,7 +230,14 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text))
 
 
-def _similarity(words: frozenset[str], others: frozenset[str]) -> float:
-    """Jaccard index."""
-    common = len(words & others)
-    return common / (len(words) + len(others) - common) if common else 0.0
+def _similarity(words: frozenset[str], others: frozenset[str], spread: Mapping[str, int]) -> float:
+    """Jaccard index, in which a word weighs the less the more documents it is in (`spread`): all
+    files of a project share their licence and their idioms."""
+    common = words & others
+    if not common:
+        return 0.0
+    return _weight(common, spread) / _weight(words | others, spread)
+
+
+def _weight(words: frozenset[str], spread: Mapping[str, int]) -> float:
+    return sum(1 / spread.get(word, 1) for word in words)

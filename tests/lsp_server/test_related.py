@@ -70,6 +70,15 @@ def test_the_stretch_with_the_most_common_words_stands_last():
     assert text.index("use(pear)") > text.index("use(apple)")
 
 
+def test_words_that_all_documents_share_count_less_than_a_rare_one():
+    licence = paragraph("permission", "granted", "software")
+    others = [document(licence, f"/shop/licence{n}.py") for n in range(5)]
+    rare = document(paragraph("apple", "granted", "software"), "/shop/fruit.py")
+    room = len(licence) + NAMES
+    text = related("permission granted software apple", *others, rare, room=room)
+    assert "use(apple)" in text
+
+
 def test_text_without_a_common_word_is_left_out():
     assert related("apple", document(paragraph("tree"), "/shop/tree.py")) == ""
 
