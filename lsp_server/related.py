@@ -20,6 +20,8 @@ from lsp_server.recent_edits import RecentEdits
 
 MAX_DOCUMENTS = 20
 """The last opened ones are looked at."""
+MAX_CHARS = 200_000
+"""Longer documents are left alone: comparing all their stretches would take too long."""
 STRETCH_LINES = 24
 """The most lines of a stretch, and those around the cursor that it is compared with. A choice
 lasts until the cursor is this far away."""
@@ -154,9 +156,9 @@ def _pieces(
     lines = document.text.splitlines()
     half = STRETCH_LINES // 2
     nearby = _words("\n".join(lines[max(0, line - half) : line + half]))
-    akin = [o for o in others if o.name != document.name and _is_akin(document, o)]
-    related = akin[-MAX_DOCUMENTS:]
-    spread = Counter(word for other in related for word in _words(other.text))
+    related = [o for o in others if _is_akin(document, o) and len(o.text) <= MAX_CHARS]
+    related = related[-MAX_DOCUMENTS:]
+    spread = _spread(tuple(other.text for other in related))
     for other in related:
         if _is_used_by(document, other):
             yield from _declarations(other, nearby)
@@ -223,6 +225,12 @@ def _begins_something(lines: Sequence[str], number: int, first: int) -> bool:
         and not lines[number - 1].strip()
         and lines[number][:1].strip() != ""
     )
+
+
+@lru_cache(maxsize=8)
+def _spread(texts: tuple[str, ...]) -> Mapping[str, int]:
+    """In how many of the texts each word is."""
+    return Counter(word for text in texts for word in _words(text))
 
 
 @lru_cache(maxsize=4096)

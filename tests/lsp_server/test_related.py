@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lsp_server.recent_edits import RecentEdits
-from lsp_server.related import OpenDocument, RelatedText
+from lsp_server.related import MAX_CHARS, OpenDocument, RelatedText
 
 CART = """\
 class Cart:
@@ -68,6 +68,11 @@ def test_the_stretch_with_the_most_common_words_stands_last():
     other = document(paragraph("apple") + paragraph("apple", "pear", "plum"), "/shop/fruit.py")
     text = related("apple pear plum", other)
     assert text.index("use(pear)") > text.index("use(apple)")
+
+
+def test_a_very_long_document_is_left_alone():
+    other = document(paragraph("apple") + "\n" * MAX_CHARS, "/shop/fruit.py")
+    assert related("apple", other) == ""
 
 
 def test_words_that_all_documents_share_count_less_than_a_rare_one():
