@@ -17,7 +17,7 @@ from pygls.workspace import TextDocument
 
 from lsp_server.completion import Reason
 from lsp_server.confidence import told
-from lsp_server.documents import language, locate, position_at, snapshot_of
+from lsp_server.documents import language, locate, position_at
 from lsp_server.fill import Filled, Filling, Progress
 from lsp_server.holes import find_holes
 from lsp_server.server import ACCEPTED, MezzotintServer
@@ -129,10 +129,10 @@ async def _fill_span(
     document = _document(ls, argument)
     if isinstance(document, str):
         return _result(None, reason=document)
+    filler = await ls.filler()  # first: while we wait, the document may change
     lines, codec = document.lines, document.position_codec
     start, end = (locate(lines, codec, position).offset for position in (span.start, span.end))
-    snapshot = snapshot_of(document, document.source, min(start, end))
-    filler = await ls.filler()
+    snapshot = ls.snapshot(document, document.source, min(start, end))
     on_frame = _frame_sender(ls, argument.get("frames"))
     return await _fill(
         ls,
@@ -161,8 +161,8 @@ async def on_fill_holes(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
     document = _document(ls, argument)
     if isinstance(document, str):
         return _result(None, reason=document)
-    snapshot = snapshot_of(document, document.source, 0)
     filler = await ls.filler()
+    snapshot = ls.snapshot(document, document.source, 0)
     return await _fill(ls, HOLES, document, argument, lambda report: filler.holes(snapshot, report))
 
 

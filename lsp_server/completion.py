@@ -151,7 +151,7 @@ def infill_request(
     """
     lone = not context.between
     return InfillRequest(
-        prefix=context.prefix,
+        prefix=context.related + context.prefix,
         suffix=context.suffix,
         between=context.between,
         starts_file=context.starts_file,

@@ -40,6 +40,19 @@ class InfillContext:
     """LSP language id; empty when unknown."""
     eol: LineEnding = "\n"
     """The document's own line end, which a completion has to be given back in."""
+    related: str = ""
+    """Text of other documents, which the model reads before `prefix`."""
+
+    def room_for_related(self, prefix_chars: int) -> int:
+        """How much of `prefix_chars` this document leaves to others, in characters.
+
+        Nothing where the window does not reach its beginning. It shrinks in quarters of the
+        window: whatever changes at the far edge is a whole prefix for the engine to read.
+        """
+        if not self.starts_file:
+            return 0
+        step = max(1, prefix_chars // 4)
+        return max(0, prefix_chars - -(-len(self.prefix) // step) * step)
 
 
 def context_at(

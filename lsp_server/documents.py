@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from lsprotocol import types
 from pygls.workspace import PositionCodec, TextDocument, Workspace
 
-from lsp_server.context import language_of
+from lsp_server.context import DocumentError, check_document, language_of
+from lsp_server.recent_edits import RecentEdits
+from lsp_server.related import OpenDocument
 from lsp_server.session import Snapshot
+from lsp_server.settings import Settings
+from lsp_server.trigger import refusal
 
 
 class LspDocument(TextDocument):
@@ -98,7 +102,9 @@ def language(document: TextDocument) -> str:
     return document.language_id or language_of(document.path)
 
 
-def snapshot_of(document: TextDocument, text: str, offset: int) -> Snapshot:
+def snapshot_of(
+    document: TextDocument, text: str, offset: int, others: tuple[OpenDocument, ...] = ()
+) -> Snapshot:
     """The document as it is now, or as `text` is about to make it, with its cursor."""
     return Snapshot(
         document=document.uri,
@@ -106,4 +112,40 @@ def snapshot_of(document: TextDocument, text: str, offset: int) -> Snapshot:
         language=language(document),
         text=text,
         offset=offset,
+        others=others,
     )
+
+
+def documents_beside(
+    document: TextDocument, workspace: Workspace, settings: Settings
+) -> tuple[OpenDocument, ...]:
+    """The other open documents whose text may reach the model: those that it completes in."""
+    return tuple(
+        OpenDocument(name=other.uri, path=other.path, language=language(other), text=other.source)
+        for other in workspace.text_documents.values()
+        if other is not document and _may_be_read(other, settings)
+    )
+
+
+def _may_be_read(document: TextDocument, settings: Settings) -> bool:
+    if refusal(document.path, language(document), settings, explicit=True) is not None:
+        return False
+    try:
+        check_document(document.source, name=document.path, max_kb=settings.max_file_kb)
+    except DocumentError:
+        return False
+    return True
+
+
+def note_edits(
+    edits: RecentEdits,
+    document: TextDocument,
+    changes: Sequence[types.TextDocumentContentChangeEvent],
+) -> None:
+    """Remember where `changes`, in the order that they were made in, have changed the document."""
+    for change in changes:
+        if isinstance(change, types.TextDocumentContentChangePartial):
+            first, last = change.range.start.line, change.range.end.line
+            edits.note(document.uri, first, last, change.text.count("\n"))
+        else:
+            edits.forget(document.uri)

@@ -23,7 +23,8 @@ from lsp_server.confidence import told
 from lsp_server.context import InfillContext, check_document, context_at, normalised
 from lsp_server.holes import Hole, find_holes, grouped
 from lsp_server.postprocess import worth_inserting
-from lsp_server.session import EngineSource, Snapshot, reason_of
+from lsp_server.related import RelatedText
+from lsp_server.session import EngineSource, Snapshot, reason_of, with_related
 from lsp_server.settings import Settings
 from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 from lsp_server.trigger import refusal
@@ -75,11 +76,18 @@ class Filler:
     """
 
     def __init__(
-        self, engine: EngineSource, settings: Settings, checker: SyntaxChecker, *, client: str = ""
+        self,
+        engine: EngineSource,
+        settings: Settings,
+        checker: SyntaxChecker,
+        *,
+        related: RelatedText | None = None,
+        client: str = "",
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._checker = checker
+        self._related = related or RelatedText()
         self._client = client
 
     async def span(
@@ -98,7 +106,7 @@ class Filler:
                 return Filled(reason=reason)
             completion = await complete_context(
                 await self._completer(),
-                self._context(snapshot, start, end),
+                await self._context(snapshot, start, end),
                 self._place(snapshot, start, end),
                 self._settings,
                 explicit=True,
@@ -156,7 +164,7 @@ class Filler:
         shift = len(text) - len(snapshot.text)
         here = replace(snapshot, text=text)
         moved = [replace(hole, start=hole.start + shift, end=hole.end + shift) for hole in group]
-        context = self._group_context(here, moved)
+        context = await self._group_context(here, moved)
         request = infill_request(
             context,
             self._settings,
@@ -213,9 +221,9 @@ class Filler:
         wait_s = self._settings.deadline_ms.manual / 1000
         return await self._engine.completer(started + wait_s - time.monotonic())
 
-    def _context(self, snapshot: Snapshot, start: int, end: int) -> InfillContext:
+    async def _context(self, snapshot: Snapshot, start: int, end: int) -> InfillContext:
         sizes = self._settings.context
-        return context_at(
+        context = context_at(
             snapshot.text,
             start,
             end,
@@ -223,9 +231,10 @@ class Filler:
             prefix_chars=sizes.prefix_tokens * CHARS_PER_TOKEN,
             suffix_chars=sizes.suffix_tokens * CHARS_PER_TOKEN,
         )
+        return await with_related(context, snapshot, self._related, self._settings)
 
-    def _group_context(self, snapshot: Snapshot, holes: Sequence[Hole]) -> InfillContext:
-        context = self._context(snapshot, holes[0].start, holes[-1].end)
+    async def _group_context(self, snapshot: Snapshot, holes: Sequence[Hole]) -> InfillContext:
+        context = await self._context(snapshot, holes[0].start, holes[-1].end)
         between = tuple(
             snapshot.text[hole.end : following.start] + following.lead
             for hole, following in pairwise(holes)

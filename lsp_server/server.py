@@ -28,11 +28,21 @@ from pygls.workspace import PositionCodec, TextDocument
 from lsp_server.api_keys import ApiKeys
 from lsp_server.completion import SUPERSEDED, Completion, Reason, Suggestion
 from lsp_server.confidence import told
-from lsp_server.documents import LspWorkspace, Place, language, locate, snapshot_of
+from lsp_server.documents import (
+    LspWorkspace,
+    Place,
+    documents_beside,
+    language,
+    locate,
+    note_edits,
+    snapshot_of,
+)
 from lsp_server.engine_process import EngineState
 from lsp_server.fill import Filler
 from lsp_server.parent import process_exists
-from lsp_server.session import CompletionSession, EngineSource
+from lsp_server.recent_edits import RecentEdits
+from lsp_server.related import RelatedText
+from lsp_server.session import CompletionSession, EngineSource, Snapshot
 from lsp_server.settings import SECTION, Settings, parse_settings
 from lsp_server.statistics import SuggestionLog, state_directory
 from lsp_server.status import StatusBoard
@@ -128,6 +138,7 @@ class MezzotintServer(LanguageServer):
         self.keys = keys
         self._client = uuid.uuid4().hex
         self._checker = SyntaxChecker()
+        self._edits = RecentEdits()
         self._engine: EngineSource | None = None
         self._engine_generation = 0
         self._session: CompletionSession | None = None
@@ -185,8 +196,9 @@ class MezzotintServer(LanguageServer):
         if self._engine is None or previous is None or _engine_of(previous) != _engine_of(settings):
             self._engine = self._another_engine(settings)
         made = (self._engine, settings, self._checker)
-        self._session = CompletionSession(*made, client=self._client)
-        self._filler = Filler(*made, client=self._client)
+        related = RelatedText(self._edits)
+        self._session = CompletionSession(*made, related=related, client=self._client)
+        self._filler = Filler(*made, related=related, client=self._client)
         self._configured.set()
         disabled = None if settings.enabled else Reason(kind="inactive", message="disabled")
         self.status.answered(disabled)
@@ -223,11 +235,19 @@ class MezzotintServer(LanguageServer):
         version = document.version
         with self.status.working():
             completion = await self._session.complete(
-                snapshot_of(document, text, offset), explicit=explicit
+                self.snapshot(document, text, offset), explicit=explicit
             )
             if completion.reason != SUPERSEDED:
                 self.status.answered(completion.reason, completion.result)
         return completion if self.is_current(document, version) else Completion()
+
+    def snapshot(self, document: TextDocument, text: str, offset: int) -> Snapshot:
+        """The document as `text` makes it, and beside it what else the settings let be read."""
+        settings = self._settings
+        if settings is None or not settings.context.open_files:
+            return snapshot_of(document, text, offset)
+        others = documents_beside(document, self.workspace, settings)
+        return snapshot_of(document, text, offset, others)
 
     async def filler(self) -> Filler:
         """What fills documents, by the settings in force; waits for the first ones."""
@@ -259,8 +279,15 @@ class MezzotintServer(LanguageServer):
             self.status.answered(reason)
         return document
 
+    def note_edits(
+        self, document: TextDocument, changes: Sequence[types.TextDocumentContentChangeEvent]
+    ) -> None:
+        """Remember where the user is at work."""
+        note_edits(self._edits, document, changes)
+
     def forget(self, uri: str) -> None:
         """Drop what is kept of a closed document."""
+        self._edits.forget(unquote(uri))
         if self._session is not None:
             self._session.forget(uri)
 
@@ -401,7 +428,10 @@ async def on_open(ls: MezzotintServer, params: types.DidOpenTextDocumentParams) 
 
 
 def on_change(ls: MezzotintServer, params: types.DidChangeTextDocumentParams) -> None:
-    """pygls has applied the change already; registering the handler advertises the sync."""
+    """Remember where something was changed; pygls has applied the change already."""
+    document = ls.workspace.text_documents.get(unquote(params.text_document.uri))
+    if document is not None:
+        ls.note_edits(document, params.content_changes)
 
 
 def on_close(ls: MezzotintServer, params: types.DidCloseTextDocumentParams) -> None:

@@ -25,6 +25,7 @@ from lsp_server.completion import (
     complete_context,
 )
 from lsp_server.context import DocumentError, InfillContext, check_document, context_at
+from lsp_server.related import OpenDocument, RelatedText
 from lsp_server.settings import Settings
 from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 from lsp_server.trigger import AdaptiveDebounce, refusal
@@ -63,6 +64,8 @@ class Snapshot:
     text: str
     offset: int
     """Of the cursor, in characters of `text`."""
+    others: tuple[OpenDocument, ...] = ()
+    """The other open documents that the model may read."""
 
 
 _ENGINE_GRACE_S = 5.0
@@ -76,12 +79,20 @@ class CompletionSession:
     """
 
     def __init__(
-        self, engine: EngineSource, settings: Settings, checker: SyntaxChecker, *, client: str = ""
+        self,
+        engine: EngineSource,
+        settings: Settings,
+        checker: SyntaxChecker,
+        *,
+        related: RelatedText | None = None,
+        client: str = "",
     ) -> None:
-        """`client` names the editor window to the engine."""
+        """`related` chooses what to read of other documents. `client` names the editor window to
+        the engine."""
         self._engine = engine
         self._settings = settings
         self._checker = checker
+        self._related = related or RelatedText()
         self._client = client
         self._running: dict[str, asyncio.Task[Completion]] = {}
         self._shown: dict[str, deque[_Shown]] = {}
@@ -111,6 +122,7 @@ class CompletionSession:
     def forget(self, document: str) -> None:
         """Drop what is remembered of a closed document, and stop its request."""
         self._shown.pop(document, None)
+        self._related.forget(document)
         if document in self._running:
             self._running[document].cancel()
 
@@ -138,7 +150,10 @@ class CompletionSession:
         completer = await self._engine.completer(deadline - time.monotonic())
         started = time.monotonic()
         remaining = max(deadline - started, 0.001)
-        asked, typed = self._diverged(snapshot.document, context) or (context, "")
+        asked, typed = self._diverged(snapshot.document, context) or (
+            await with_related(context, snapshot, self._related, self._settings),
+            "",
+        )
         try:
             completion = await asyncio.wait_for(
                 complete_context(
@@ -159,6 +174,7 @@ class CompletionSession:
         self._debounce.observe((time.monotonic() - started) * 1000)
         if completion.suggestions:
             history = self._shown.setdefault(snapshot.document, deque(maxlen=HISTORY))
+            context = replace(context, related=asked.related)
             history.appendleft(_Shown(context, completion.suggestions, explicit))
         return completion
 
@@ -249,6 +265,24 @@ def model_context(snapshot: Snapshot, settings: Settings) -> InfillContext:
         prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
         suffix_chars=settings.context.suffix_tokens * CHARS_PER_TOKEN,
     )
+
+
+async def with_related(
+    context: InfillContext, snapshot: Snapshot, related: RelatedText, settings: Settings
+) -> InfillContext:
+    """The context with as much of the other open documents as it leaves room for."""
+    room = context.room_for_related(settings.context.prefix_tokens * CHARS_PER_TOKEN)
+    if not snapshot.others or not room:
+        return context
+    here = OpenDocument(
+        name=snapshot.document,
+        path=snapshot.path,
+        language=snapshot.language,
+        text=snapshot.text,
+    )
+    # Comparing takes milliseconds where large documents are open: not on the loop.
+    text = await asyncio.to_thread(related.before, here, snapshot.offset, snapshot.others, room)
+    return replace(context, related=text)
 
 
 def syntax_place(snapshot: Snapshot, checker: SyntaxChecker) -> SyntaxPlace:

@@ -179,13 +179,19 @@ class CandidateSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextSettings:
-    """`mezzotint.context`, in tokens."""
+    """`mezzotint.context`; sizes in tokens."""
 
     prefix_tokens: int = _setting(
         768, _integer(16, 32_768), "How much of the document before the cursor the model reads."
     )
     suffix_tokens: int = _setting(
         256, _integer(0, 32_768), "How much of the document after the cursor the model reads."
+    )
+    open_files: bool = _setting(
+        False,
+        _flag(),
+        "Whether the model also reads parts of the other open documents, where the one at hand "
+        "leaves room.",
     )
 
 

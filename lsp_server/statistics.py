@@ -92,9 +92,9 @@ class SuggestionLog:
         self._write("partlyAccepted", offered, added, again=again)
 
     def rejected(self, suggestion: str) -> None:
-        """The user dismissed it."""
+        """The user dismissed it, or wrote something else. What was taken in part counts as that."""
         offered = self._settle(suggestion)
-        if offered is not None:
+        if offered is not None and not offered.num_accepted:
             self._write("rejected", offered, 0)
 
     def reset(self) -> None:

@@ -75,6 +75,7 @@ export function activate(context: ExtensionContext): void {
     ...Object.entries(parts).map(([name, run]) =>
       commands.registerCommand(`mezzotint.${name}`, run),
     ),
+    workspace.onDidChangeTextDocument((change) => ghostText.noteChange(change)),
     workspace.onDidGrantWorkspaceTrust(restart),
     // Another folder may bring another server.
     workspace.onDidChangeWorkspaceFolders(restart),

@@ -1,7 +1,15 @@
 /** Ghost text: when to ask for it, and telling the server what became of it. */
-import { commands, InlineCompletionTriggerKind, Range, type TextDocument, window } from "vscode";
+import {
+  commands,
+  InlineCompletionTriggerKind,
+  Range,
+  type TextDocument,
+  type TextDocumentChangeEvent,
+  window,
+} from "vscode";
 import type { LanguageClient, Middleware } from "vscode-languageclient/node";
-import { DidPartiallyAccept, DidShow, type ShownItem } from "./protocol.ts";
+import { fateOf } from "./fate.ts";
+import { DidPartiallyAccept, DidReject, DidShow, type ShownItem } from "./protocol.ts";
 import type { Snooze } from "./snooze.ts";
 
 export class GhostText {
@@ -21,8 +29,10 @@ export class GhostText {
       if (isAutomatic && (this.snooze.until !== undefined || hasSelection(document))) {
         return undefined;
       }
-      this.last = undefined;
       const answer = await next(document, position, context, token);
+      if (!token.isCancellationRequested) {
+        this.last = undefined; // until then, what was shown before may stay on screen
+      }
       const items = Array.isArray(answer) ? answer : (answer?.items ?? []);
       const [first] = items;
       const client = this.client();
@@ -40,6 +50,28 @@ export class GhostText {
       return answer;
     },
   };
+
+  /** Tell the server when something else was written in the place of a suggestion. */
+  noteChange({ document, contentChanges }: TextDocumentChangeEvent): void {
+    const shown = this.last;
+    const [change] = contentChanges;
+    if (shown === undefined || document !== shown.document || change === undefined) {
+      return;
+    }
+    if (contentChanges.length > 1 || change.range.start.isBefore(shown.start)) {
+      this.last = undefined; // happened elsewhere, and may have moved it: nothing can be told
+      return;
+    }
+    const end = document.positionAt(change.rangeOffset + change.text.length);
+    const written = document.getText(new Range(shown.start, end));
+    const fate = fateOf(shown.item.insertText, written);
+    if (fate === "rejected") {
+      void this.client()?.sendNotification(DidReject, { item: shown.item });
+    }
+    if (fate !== "stays") {
+      this.last = undefined;
+    }
+  }
 
   /** Accept the next word or line of the ghost text, by VS Code's own command for it. */
   async acceptPart(part: "Word" | "Line"): Promise<void> {

@@ -68,6 +68,7 @@ export interface Statistics {
   readonly shown: number;
   readonly accepted: number;
   readonly partiallyAccepted: number;
+  readonly rejected: number;
   readonly acceptanceRate: number | null;
   readonly charactersAccepted: number;
   readonly since: string | null;
@@ -91,6 +92,10 @@ export interface ShownItem {
 
 export const DidShow = new NotificationType<{ item: ShownItem }>(
   "textDocument/didShowCompletion",
+);
+
+export const DidReject = new NotificationType<{ item: ShownItem }>(
+  "textDocument/didRejectCompletion",
 );
 
 export const DidPartiallyAccept = new NotificationType<{

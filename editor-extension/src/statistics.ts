@@ -2,7 +2,8 @@
 import type { Statistics } from "./protocol.ts";
 
 export function summary(statistics: Statistics): string {
-  const { shown, accepted, partiallyAccepted, acceptanceRate, charactersAccepted } = statistics;
+  const { shown, accepted, partiallyAccepted, rejected } = statistics;
+  const { acceptanceRate, charactersAccepted } = statistics;
   if (shown === 0) {
     return "No suggestions have been shown yet.";
   }
@@ -10,6 +11,7 @@ export function summary(statistics: Statistics): string {
   const rate = acceptanceRate === null ? "" : ` (${Math.round(100 * acceptanceRate)} %)`;
   return (
     `Of ${shown} suggestions shown${since}, ${accepted} were accepted whole and ` +
-    `${partiallyAccepted} in part${rate}: ${charactersAccepted} characters that you did not type.`
+    `${partiallyAccepted} in part${rate}: ${charactersAccepted} characters that you did not type. ` +
+    `In place of ${rejected} you wrote something else.`
   );
 }

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { applyEdits, labelOf } from "../src/candidates.ts";
 import { canvasHtml } from "../src/canvas.ts";
+import { fateOf } from "../src/fate.ts";
 import { Snooze } from "../src/snooze.ts";
 import { statusText, statusTooltip } from "../src/status-text.ts";
 import { summary } from "../src/statistics.ts";
@@ -78,12 +79,25 @@ test("a pause ends by itself, and can be ended", (context) => {
 });
 
 test("statistics read as a sentence", () => {
-  const none = { shown: 0, accepted: 0, partiallyAccepted: 0, acceptanceRate: null };
+  const none = { shown: 0, accepted: 0, partiallyAccepted: 0, rejected: 0, acceptanceRate: null };
   assert.match(summary({ ...none, charactersAccepted: 0, since: null }), /No suggestions/);
-  const some = { shown: 8, accepted: 2, partiallyAccepted: 1, acceptanceRate: 0.375 };
+  const some = { shown: 8, accepted: 2, partiallyAccepted: 1, rejected: 3, acceptanceRate: 0.375 };
   assert.equal(
     summary({ ...some, charactersAccepted: 120, since: "2026-11-25T10:00:00" }),
     "Of 8 suggestions shown since 2026-11-25, 2 were accepted whole and 1 in part (38 %): " +
-      "120 characters that you did not type.",
+      "120 characters that you did not type. In place of 3 you wrote something else.",
   );
+});
+
+test("a suggestion stays while its beginning is typed, and is rejected by anything else", () => {
+  assert.equal(fateOf("max(a)", ""), "stays");
+  assert.equal(fateOf("max(a)", "max("), "stays");
+  assert.equal(fateOf("max(a)", "min"), "rejected");
+  assert.equal(fateOf("max(a)", "max(a)"), "accepted");
+  assert.equal(fateOf("max(a)", "max(a)\n"), "accepted");
+});
+
+test("line ends of either kind are the same line end", () => {
+  assert.equal(fateOf("a(\r\n  b)", "a(\n  "), "stays");
+  assert.equal(fateOf("a(\n  b)", "a(\r\n  b)"), "accepted");
 });

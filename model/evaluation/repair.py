@@ -25,7 +25,7 @@ from model.evaluation.holes import (
     cut_holes,
 )
 from model.evaluation.report import Figures, beside, circumstances, make_room, share, write_report
-from model.evaluation.sources import load_sources
+from model.evaluation.sources import load_sources, of_languages
 
 if TYPE_CHECKING:
     from lsp_server.completion import Completion
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mezzotint evaluate repair`."""
     add_hole_arguments(parser, limit=200)
+    parser.add_argument(
+        "--languages", nargs="+", metavar="ID", help="files of these LSP language ids alone"
+    )
     parser.add_argument(
         "--rounds", type=int, default=2, metavar="N", help="maxRepairRounds (%(default)s)"
     )
@@ -54,7 +57,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> Figures:
     """Complete, write the report; returns the figures. Raises `OSError`, `ValueError`,
     `CompletionError`."""
-    holes = cut_holes(load_sources(args.data), args.limit, args.seed)
+    sources = load_sources(args.data)
+    if args.languages:
+        sources = of_languages(sources, args.languages)
+    holes = cut_holes(sources, args.limit, args.seed)
     report = beside(args.out, ".json")
     make_room(report)
     outcomes: list[Outcome] = []

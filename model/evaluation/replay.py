@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -82,6 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a setting of the language server, such as deadlineMs.auto=1000; may be repeated",
     )  # fmt: skip
     parser.add_argument(
+        "--open-beside", type=_count, default=0, metavar="N",
+        help="have up to N files of the same folder and language open as well (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--curve", type=Path, metavar="FILE.png",
         help="ask at every keystroke and plot what each minConfidence would have come to",
     )  # fmt: skip
@@ -102,6 +106,10 @@ def _positive_int(argument: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{argument} is below 1")
     return value
+
+
+def _count(argument: str) -> int:
+    return 0 if argument == "0" else _positive_int(argument)
 
 
 def _assignment(argument: str) -> tuple[str, object]:
@@ -155,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"skipped: {sentence}", file=sys.stderr)
     if not regions:
         return _fail("nothing to type: no file in these paths has a region of code", 1)
-    replay = Replay(args=args, raw=raw, regions=regions)
+    replay = Replay(args=args, raw=raw, settings=settings, regions=regions)
     status = 0
     try:
         asyncio.run(replay.drive())
@@ -166,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     if not replay.logs and not replay.surveyed:
         return status or _fail("not one region was typed; give it more --minutes", 1)
     try:
-        report(replay, settings, skipped, interrupted=status == 130)
+        report(replay, skipped, interrupted=status == 130)
     except OSError as error:
         return _fail(f"cannot write {error.filename}: {error.strerror}", 1)
     return status
@@ -211,6 +219,20 @@ def plan(
     return [region for one_of_each in rounds for region in one_of_each if region][:limit]
 
 
+def files_beside(region: Region, number: int, settings: Settings) -> dict[Path, str]:
+    """Up to `number` other files of the region's folder in its language, by name, that can be
+    read, and their texts."""
+    files: dict[Path, str] = {}
+    for path in sorted(region.path.parent.iterdir()):
+        if len(files) == number:
+            break
+        if path == region.path or language_of(str(path)) != region.language:
+            continue
+        with suppress(DocumentError):
+            files[path] = read_document(path, settings.max_file_kb)
+    return files
+
+
 # --- Typing it ------------------------------------------------------------------------------
 
 
@@ -220,6 +242,7 @@ class Replay:
 
     args: argparse.Namespace
     raw: Mapping[str, object]
+    settings: Settings
     regions: Sequence[Region]
     logs: list[RegionLog] = field(default_factory=list)
     surveyed: list[SurveyedRegion] = field(default_factory=list)
@@ -251,13 +274,14 @@ class Replay:
                         return
 
     async def _type(self, editor: Editor, region: Region, bar: tqdm[NoReturn]) -> None:
+        beside = files_beside(region, self.args.open_beside, self.settings)
         if self.args.curve is not None:
             from model.evaluation.replay_curve import survey_region
 
-            editor.open(region, offset=region.length)
+            editor.open(region, offset=region.length, beside=beside)
             self.surveyed.append(await survey_region(region, editor.ask, bar.update))
             return
-        editor.open(region)
+        editor.open(region, beside=beside)
         log = RegionLog(region)
         self.logs.append(log)
         before = bar.n
@@ -303,14 +327,12 @@ HEADLINE = ("keystrokes_saved", "shown", "precision", "first_line_precision", "e
             "ms_p50", "ms_p95", "regions", "keystrokes", "suggestions")  # fmt: skip
 
 
-def report(
-    replay: Replay, settings: Settings, skipped: Sequence[str], *, interrupted: bool
-) -> None:
+def report(replay: Replay, skipped: Sequence[str], *, interrupted: bool) -> None:
     """Print the figures, and write what `--out`, `--curve` and `--json` ask for.
 
     Raises `OSError` when a file cannot be written, with the figures printed.
     """
-    args, logs = replay.args, replay.logs
+    args, settings, logs = replay.args, replay.settings, replay.logs
     curve: list[dict[str, object]] = []
     if args.curve is not None:
         from model.evaluation.replay_curve import confidence_curve, replay_survey
@@ -330,6 +352,7 @@ def report(
         **provenance(sys.argv),
         **model_of(settings),
         "settings": dict(replay.raw),
+        "open_beside": args.open_beside,
         "accept": args.accept,
         "typing_speed": args.typing_speed,
         "seed": args.seed,
@@ -339,6 +362,7 @@ def report(
         "skipped": list(skipped),
         "figures": figures,
         "curve": curve,
+        "rows": [row(log) for log in logs],
     }
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -348,6 +372,12 @@ def report(
 
         args.curve.parent.mkdir(parents=True, exist_ok=True)
         plot_curve(curve, args.curve, settings.min_confidence, figures["all"])
+
+
+def row(log: RegionLog) -> dict[str, object]:
+    """One region's figures, by which two replays of the same regions compare."""
+    where = {"file": str(log.region.path), "offset": len(log.region.head)}
+    return {**where, **summarise([log])}
 
 
 def _grouped(

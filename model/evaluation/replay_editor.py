@@ -1,4 +1,5 @@
-"""An editor window for a replay: a real language server over stdio, one document, one cursor.
+"""An editor window for a replay: a real language server over stdio, one document that is typed
+in, one cursor.
 
 Needs the language server's packages, which no other evaluation does: import it late.
 """
@@ -15,6 +16,7 @@ import time
 import uuid
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lsprotocol import types
@@ -70,6 +72,7 @@ class Editor:
         self._client = _Client()
         self._codec = PositionCodec()
         self._region: Region | None = None
+        self._beside: Mapping[str, str] = {}
         self._above = 0
         self._line = ""
         self._offset = 0
@@ -129,10 +132,14 @@ class Editor:
 
     # The document
 
-    def open(self, region: Region, *, offset: int = 0) -> None:
-        """Open the region's file with the first `offset` characters of the region in it."""
+    def open(
+        self, region: Region, *, offset: int = 0, beside: Mapping[Path, str] | None = None
+    ) -> None:
+        """Open the region's file with the first `offset` characters of the region in it, and
+        have no other files open but those `beside` it, by path and text."""
         if self._region is not None:
             self._close(_uri(self._region))
+        self._open_beside(beside or {}, region.language)
         self._region, self._offset, self._version = region, offset, 1
         *above, self._line = _LINE_END.split(region.head)
         self._above = len(above)
@@ -140,6 +147,15 @@ class Editor:
         item = types.TextDocumentItem(_uri(region), region.language, self._version, text)
         self._client.text_document_did_open(types.DidOpenTextDocumentParams(item))
         self._next_beat = time.monotonic()
+
+    def _open_beside(self, files: Mapping[Path, str], language: str) -> None:
+        wanted = {path.absolute().as_uri(): text for path, text in files.items()}
+        for uri in self._beside.keys() - wanted.keys():
+            self._close(uri)
+        for uri in [uri for uri in wanted if uri not in self._beside]:
+            item = types.TextDocumentItem(uri, language, 1, wanted[uri])
+            self._client.text_document_did_open(types.DidOpenTextDocumentParams(item))
+        self._beside = wanted
 
     def _close(self, uri: str) -> None:
         identifier = types.TextDocumentIdentifier(uri)

@@ -74,6 +74,17 @@ def load_sources(paths: Iterable[Path]) -> list[SourceText]:
     return sources
 
 
+def of_languages(sources: Iterable[SourceText], languages: Iterable[str]) -> list[SourceText]:
+    """The sources in these languages. Raises `ValueError` naming a language that none is in."""
+    sources, languages = list(sources), set(languages)
+    there = {source.language for source in sources}
+    if missing := languages - there:
+        raise ValueError(
+            f"no file is in {', '.join(sorted(missing))}; there are {', '.join(sorted(there))}"
+        )
+    return [source for source in sources if source.language in languages]
+
+
 def _read(path: Path) -> SourceText:
     text = read_document(path, MAX_FILE_KB).replace("\r\n", "\n").replace("\r", "\n")
     return SourceText(str(path), language_of(str(path)), text)

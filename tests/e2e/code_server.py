@@ -75,11 +75,13 @@ class CodeServer:
         except OSError:
             return False
 
-    def url(self, document: Path, line: int, column: int) -> str:
-        """Address of `document` in its folder, with the cursor at a 1-based line and column."""
+    def url(self, document: Path, line: int, column: int, workspace: Path | None = None) -> str:
+        """Address of `document` in its folder or in the workspace that a file describes, with the
+        cursor at a 1-based line and column."""
         file = f"vscode-remote://127.0.0.1:{self._port}{document}:{line}:{column}"
         payload = json.dumps([["openFile", file], ["gotoLineMode", "true"]])
-        query = urllib.parse.urlencode({"folder": str(document.parent), "payload": payload})
+        root = {"workspace": str(workspace)} if workspace else {"folder": str(document.parent)}
+        query = urllib.parse.urlencode({**root, "payload": payload})
         return f"http://127.0.0.1:{self._port}/?{query}"
 
 

@@ -24,10 +24,9 @@ TYPED = "return Eng"
 SIZE = {"width": 960, "height": 400}
 SETTINGS: dict[str, object] = {
     "mezzotint.server.command": [sys.executable, "-m", "lsp_server", "lsp"],
-    "mezzotint.deadlineMs.auto": 60_000,
-    "mezzotint.deadlineMs.manual": 60_000,
+    "mezzotint.deadlineMs": {"auto": 60_000, "manual": 60_000},
     "mezzotint.maxNewTokens": 16,
-    "mezzotint.candidates.manual": 1,
+    "mezzotint.candidates": {"manual": 1},
     "mezzotint.minConfidence": 0,
     "mezzotint.syntaxCheck": "warn",
     "editor.fontSize": 15,
@@ -66,7 +65,7 @@ def shoot(window: Window, film: Film) -> None:
     window.press("Tab")
     film.take(1200)
     window.press("Home")
-    for _ in range(len("return ")):
+    for _ in range(len(TYPED)):
         window.press("ArrowRight")
     window.press("Shift+End")
     window.run("Mezzotint: Show Denoising")

@@ -13,9 +13,15 @@ from lsp_server.settings import describe_settings, parse_settings
 
 MANIFEST = Path(__file__).parents[2] / "editor-extension" / "package.json"
 CONTRIBUTES = json.loads(MANIFEST.read_text())["contributes"]
-PROPERTIES: dict[str, dict[str, Any]] = {
-    key.removeprefix("mezzotint."): schema
-    for key, schema in CONTRIBUTES["configuration"]["properties"].items()
+OFFERED: dict[str, dict[str, Any]] = CONTRIBUTES["configuration"]["properties"]
+PROPERTIES = {
+    key.removeprefix("mezzotint.") + leaf: schema
+    for key, group in OFFERED.items()
+    for leaf, schema in (
+        {f".{name}": one for name, one in group["properties"].items()}
+        if "properties" in group
+        else {"": group}
+    ).items()
 }
 READ_BY_THE_EXTENSION = {"server.command"}
 
@@ -63,6 +69,17 @@ def test_server_accepts_each_value_that_the_manifest_names(key: str, value: obje
 def test_manifest_does_not_forbid_what_the_server_accepts(key: str, value: int) -> None:
     _, problems = parse_settings(nested(key, value))
     assert len(problems) == 1
+
+
+def test_settings_are_few_enough_to_be_read() -> None:
+    assert len(OFFERED) <= 25
+
+
+def test_a_groups_default_is_that_of_its_members() -> None:
+    for key, group in OFFERED.items():
+        if "properties" in group:
+            members = {name: one["default"] for name, one in group["properties"].items()}
+            assert group["default"] == members, key
 
 
 def test_every_setting_says_what_it_does() -> None:

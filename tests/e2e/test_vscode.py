@@ -30,8 +30,7 @@ SECONDS_TO_LEAVE = 20
 # Whether there is a completion must depend neither on the machine's speed nor on whether a
 # small model happens to be sure of one, and to write one that parses.
 PATIENT = {
-    "mezzotint.deadlineMs.auto": 60_000,
-    "mezzotint.deadlineMs.manual": 60_000,
+    "mezzotint.deadlineMs": {"auto": 60_000, "manual": 60_000},
     "mezzotint.syntaxCheck": "warn",
     "mezzotint.minConfidence": 0,
 }
@@ -342,6 +341,122 @@ def test_the_denoising_of_a_fill_is_shown_beside_the_document_and_inserted_on_de
     film.locator("#insert").click()
 
     window.wait_for_saved("def mean(values):\n    return sum(values) / len(values)\n")
+
+
+def rejections(watch: ProcessWatch) -> int:
+    """How many suggestions the users of all windows so far have written something else for."""
+    events = Path(watch.environment["XDG_STATE_HOME"], "mezzotint").glob("*.jsonl")
+    return sum(file.read_text().count('"rejected"') for file in events)
+
+
+def test_writing_something_else_in_a_suggestions_place_rejects_it(
+    window: Window, project: Project, module_watch: ProcessWatch
+) -> None:
+    project.script("area", AREA_FILL)
+    window.open(project.document(AREA), line=2, column=5)
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+    before = rejections(module_watch)
+
+    window.type(" wi")  # is still what it says
+    window.wait_for_ghost("dth * height")
+    assert rejections(module_watch) == before
+    window.type("x")
+
+    assert holds_within(PATIENCE_S, lambda: rejections(module_watch) == before + 1)
+    window.run("Mezzotint: Show Statistics")
+    toast = window.page.locator(".notifications-toasts", has_text="you wrote something else")
+    toast.wait_for()
+
+
+def workspace_of(file: Path, folders: list[Path], settings: dict[str, Any]) -> Path:
+    """Write a workspace of several folders."""
+    paths = [{"path": str(folder)} for folder in folders]
+    file.write_text(json.dumps({"folders": paths, "settings": settings}))
+    return file
+
+
+def servers(watch: ProcessWatch) -> set[int]:
+    """The language servers' processes."""
+    return {pid for pid, command in watch.running().items() if "scripted_server.py" in command}
+
+
+def test_all_folders_of_a_workspace_share_a_server_and_another_folder_brings_another_one(
+    window: Window, tmp_path: Path, module_watch: ProcessWatch
+) -> None:
+    projects = [Project(tmp_path / name) for name in ("one", "two", "three")]
+    folders = [project.directory for project in projects]
+    documents = [project.document(AREA, f"{project.directory.name}.py") for project in projects]
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps(AREA_FILL))
+    settings = {"mezzotint.model.path": str(script)}
+    workspace = workspace_of(tmp_path / "both.code-workspace", folders[:2], settings)
+
+    others = servers(module_watch)
+    window.open(documents[0], line=2, column=5, workspace=workspace)
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+    window.press("Tab")
+    assert window.saved().endswith("return width * height\n")
+    ours = servers(module_watch) - others
+    assert len(ours) == 1
+
+    window.go_to(documents[1], line=2, column=5)
+    window.type("return")
+    window.wait_for_ghost(" width * height")
+    window.screenshot("multi-root")
+    window.press("Tab")
+    assert window.saved().endswith("return width * height\n")
+    assert servers(module_watch) - others == ours
+
+    workspace_of(workspace, folders, settings)  # as "Add Folder to Workspace" does
+    assert holds_within(PATIENCE_S, lambda: not ours & servers(module_watch))
+    window.wait_for_status("Mezzotint: ready")
+    window.go_to(documents[2], line=2, column=5)
+    window.type("return")
+    window.ask_until_ghost(" width * height")
+
+
+WALKTHROUGH = (
+    "The server sets itself up",
+    "Take what you like with Tab",
+    "Fill holes",
+    "Watch it being denoised",
+)
+
+
+def test_the_walkthrough_shows_its_steps_and_ticks_off_what_happens(
+    window: Window, project: Project, code_server: CodeServer
+) -> None:
+    project.script("area", AREA_FILL)
+    project.configure({"mezzotint.server.command": ["no-such-server"]})
+    window.page.set_viewport_size({"width": 1500, "height": 760})  # with room for the pictures
+    window.page.goto(code_server.url(project.document(AREA), 2, 5))
+    window.wait_for_status("no-such-server")
+
+    window.run("Welcome: Open Walkthrough...")
+    window.type("Get started with Mezzotint")
+    row = ".quick-input-list .monaco-list-row.focused"
+    window.page.locator(row, has_text="Get started with Mezzotint").wait_for()
+    window.press("Enter")
+    steps = window.page.locator(".getting-started-step")
+    for title in WALKTHROUGH:
+        steps.filter(has_text=title).wait_for()
+    assert steps.count() == len(WALKTHROUGH)
+    done = window.page.locator(".getting-started-step .codicon.complete")
+    assert done.count() == 0
+
+    project.configure({"mezzotint.server.command": [sys.executable, str(SCRIPTED_SERVER)]})
+    steps.filter(has_text=WALKTHROUGH[0]).locator(".codicon.complete").wait_for()
+    assert done.count() == 1
+
+    steps.filter(has_text="Fill holes").click()
+    media = window.page.frame_locator("iframe.webview.ready").frame_locator("#active-frame")
+    media.get_by_text("Both holes are filled in one pass").wait_for()
+    # VS Code has a markup of its own for this text.
+    text = "Alt+Shift+\\ fills at the cursor, or what is selected; one command fills every ... and"
+    steps.filter(has_text="Fill holes").filter(has_text=text).wait_for()
+    window.screenshot("walkthrough")
 
 
 def ours(watch: ProcessWatch) -> list[str]:

@@ -45,14 +45,32 @@ class Window:
         self.document = Path()
         page.set_default_timeout(PATIENCE_S * 1000)
 
-    def open(self, document: Path, *, line: int = 1, column: int = 1) -> None:
-        """Open the document's folder, with the cursor at a place counted from 1."""
+    def open(
+        self, document: Path, *, line: int = 1, column: int = 1, workspace: Path | None = None
+    ) -> None:
+        """Open the document's folder, or a workspace, with the cursor at a place counted from 1."""
         self.document = document
-        self.page.goto(self._server.url(document, line, column))
+        self.page.goto(self._server.url(document, line, column, workspace))
         self.wait_for_cursor(line, column)
         self.page.locator(f"{EDITOR}.focused").wait_for()
         # Until then nothing is asked of the server.
         self.wait_for_status("Mezzotint: ready")
+
+    def go_to(self, document: Path, *, line: int, column: int) -> None:
+        """Show another document of the workspace, as by its name."""
+        self.press("Control+p")
+        self.page.locator(".quick-input-widget input[type='text']").fill(document.name)
+        row = self.page.locator(
+            ".quick-input-list .monaco-list-row.focused", has_text=document.name
+        )
+        row.wait_for()
+        self.press("Enter")
+        self.page.locator(".tab.active", has_text=document.name).wait_for()
+        self.document = document
+        self.press("Control+g")
+        self.page.locator(".quick-input-widget input[type='text']").fill(f":{line}:{column}")
+        self.press("Enter")
+        self.wait_for_cursor(line, column)
 
     def wait_for_cursor(self, line: int, column: int) -> None:
         place = f"Ln {line}, Col {column}"

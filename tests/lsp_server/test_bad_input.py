@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,6 +152,23 @@ async def test_a_document_closed_while_a_completion_runs_gets_nothing(
     session.close(uri)
     session.open("y = \n")
     assert await answer == []
+
+
+async def test_what_changes_on_disk_is_not_read_before_the_editor_says_so(
+    start_session: StartSession, tmp_path: Path
+):
+    session = await start_session("--text", "z")
+    file = tmp_path / "a.py"
+    file.write_text("x = \n")
+    uri = session.open("x = \n", uri=file.as_uri())
+    file.write_text("# another program was here\ny = \n")
+    await session.inline(uri, 0, 4)
+    session.edit(uri, (0, 0), (1, 0), file.read_text())  # the editor has reloaded it
+    await session.inline(uri, 1, 4)
+    assert [request["prefix"] for request in session.journal("request")] == [
+        "x = ",
+        "# another program was here\ny = ",
+    ]
 
 
 async def test_a_notebooks_cell_completes_like_a_document(start_session: StartSession):

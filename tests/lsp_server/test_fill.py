@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsp_server.fill import Edit, Filled, Filler
+from lsp_server.related import OpenDocument
 from lsp_server.session import Snapshot
 from lsp_server.settings import parse_settings
 from lsp_server.syntax import SyntaxChecker
@@ -73,6 +75,20 @@ async def test_all_holes_of_a_canvas_are_one_request():
         ("\nb = ", "\nc = "),
         "\n",
     )
+
+
+async def test_what_is_filled_on_demand_has_other_documents_before_it_too():
+    other = OpenDocument(name="o", path="/src/o.py", language="python", text="apple = 1\n")
+    text = "apple = \npear = <FILL>\n"
+    here = replace(snapshot(text, 8), others=(other,))
+    completer = Numbering()
+    await filler(completer).span(here, 8)
+    await filler(completer).holes(here, lambda done, of: None)
+    read = "# o.py\napple = 1\n\n# a.py\n"
+    assert [request.prefix for request in completer.requests] == [
+        f"{read}apple = ",
+        f"{read}apple = \npear = ",
+    ]
 
 
 async def test_a_group_that_the_engine_refuses_is_halved():

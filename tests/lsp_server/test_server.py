@@ -110,6 +110,60 @@ async def test_typing_into_a_suggestion_keeps_it_without_asking_again(start_sess
     assert len(session.journal("request")) == 1
 
 
+READS_OTHERS = {"context": {"openFiles": True}, "debounceMs": 0}
+
+
+async def test_other_open_documents_are_read_where_the_user_allows_it(start_session: StartSession):
+    session = await start_session("--text", "z", settings=READS_OTHERS)
+    session.open("def peel(apple):\n    return apple\n", uri="file:///tmp/fruit.py")
+    session.open("apple = 'secret'\n", uri="file:///tmp/secrets/key.py")
+    uri = session.open("apple = ")
+    await session.inline(uri, 0, 8)
+    (request,) = session.journal("request")
+    assert request["prefix"] == "# fruit.py\ndef peel(apple):\n    return apple\n\n# a.py\napple = "
+
+
+async def test_a_closed_document_is_read_no_more(start_session: StartSession):
+    session = await start_session("--text", "z", settings=READS_OTHERS)
+    fruit = session.open("def peel(apple):\n    return apple\n", uri="file:///tmp/fruit.py")
+    uri = session.open("apple = ")
+    await session.inline(uri, 0, 8)
+    session.close(fruit)
+    session.edit(uri, (0, 0), (0, 0), "b")
+    await session.inline(uri, 0, 9)
+    assert [request["prefix"] for request in session.journal("request")] == [
+        "# fruit.py\ndef peel(apple):\n    return apple\n\n# a.py\napple = ",
+        "bapple = ",
+    ]
+
+
+async def test_what_was_edited_last_is_read_first(start_session: StartSession):
+    settings = {"context": {"openFiles": True, "prefixTokens": 16}, "debounceMs": 0}
+    session = await start_session("--text", "z", settings=settings)
+    one = session.open("apple = 10\n", uri="file:///tmp/one.py")
+    two = session.open("apple = 20\n", uri="file:///tmp/two.py")
+    uri = session.open("apple")
+    session.edit(one, (0, 9), (0, 9), "1")
+    await session.inline(uri, 0, 5)
+    session.close(uri)
+    session.edit(two, (0, 9), (0, 9), "2")
+    session.close(one)
+    session.open("apple = 10\n", uri="file:///tmp/one.py")  # its edits are forgotten
+    session.open("apple")
+    await session.inline(uri, 0, 5)
+    first, second = (request["prefix"] for request in session.journal("request"))
+    assert first == "# one.py\napple = 110\n\n# a.py\napple"
+    assert second == "# two.py\napple = 220\n\n# a.py\napple"
+
+
+async def test_other_open_documents_are_left_alone_by_default(start_session: StartSession):
+    session = await start_session("--text", "z", settings={"debounceMs": 0})
+    session.open("def peel(apple):\n    return apple\n", uri="file:///tmp/fruit.py")
+    await session.inline(session.open("apple = "), 0, 8)
+    (request,) = session.journal("request")
+    assert request["prefix"] == "apple = "
+
+
 async def test_a_client_that_wants_to_know_is_told_how_each_answer_came_about(
     start_session: StartSession,
 ):

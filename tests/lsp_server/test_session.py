@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fake_server import FakeCompleter, FakeEngine
 
 from lsp_server.completion import SUPERSEDED, Completion
+from lsp_server.related import OpenDocument
 from lsp_server.session import CompletionSession, Snapshot
 from lsp_server.settings import Settings, parse_settings
 from lsp_server.syntax import SyntaxChecker
@@ -261,3 +263,52 @@ async def _until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
+
+
+OTHER = OpenDocument(
+    name="file:///src/fruit.py",
+    path="/src/fruit.py",
+    language="python",
+    text="def peel(apple):\n    return apple\n",
+)
+READS_OTHERS = {"context": {"openFiles": True, "prefixTokens": 64}}
+
+
+def beside_fruit(marked: str) -> Snapshot:
+    return replace(snapshot(marked), others=(OTHER,))
+
+
+async def test_the_text_of_other_documents_is_read_before_the_windows_own():
+    window = Window("peel(apple)", **READS_OTHERS)
+    await window.session.complete(beside_fruit("apple = 1\nx = |\n"), explicit=False)
+    (request,) = window.completer.requests
+    assert request.prefix == f"# fruit.py\n{OTHER.text}\n# a.py\napple = 1\nx = "
+
+
+async def test_a_suggestion_stays_although_other_text_is_read_by_then():
+    window = Window("peel(apple)", **READS_OTHERS)
+    await window.session.complete(beside_fruit("apple = 1\nx = |\n"), explicit=False)
+    marked = "apple = 1\nx = pe|\n"
+    assert texts(await window.complete(marked)) == ["el(apple)"]
+    assert len(window.completer.requests) == 1
+
+
+async def test_what_is_typed_instead_is_asked_for_behind_the_same_text():
+    window = Window("peel(apple)", **READS_OTHERS)
+    await window.session.complete(beside_fruit("apple = 1\nx = |\n"), explicit=False)
+    window.completer.texts = ("cut(apple)",)
+    await window.session.complete(beside_fruit("apple = 1\nx = c|\n"), explicit=False)
+    window.completer.texts = ("cook(apple)",)
+    await window.session.complete(beside_fruit("apple = 1\nx = co|\n"), explicit=False)
+    first, *others = window.completer.requests
+    assert [(request.prefix, request.typed) for request in others] == [
+        (first.prefix, "c"),
+        (first.prefix + "c", "o"),
+    ]
+
+
+async def test_a_window_that_is_full_reads_no_other_text():
+    window = Window("peel(apple)", **READS_OTHERS)
+    await window.session.complete(beside_fruit("apple = 1\n" * 40 + "x = |\n"), explicit=False)
+    (request,) = window.completer.requests
+    assert "def peel" not in request.prefix

@@ -36,6 +36,14 @@ def test_shown_and_accepted_make_a_rate(log: SuggestionLog):
     assert summary["since"] is not None
 
 
+def test_what_was_taken_in_part_is_not_rejected_by_writing_on(log: SuggestionLog):
+    log.shown("a")
+    log.partly_accepted("a", 3)
+    log.rejected("a")
+    summary = log.summary()
+    assert (summary["partiallyAccepted"], summary["rejected"]) == (1, 0)
+
+
 def test_a_suggestion_taken_word_by_word_counts_once_and_each_character_once(log: SuggestionLog):
     log.shown("a")
     log.partly_accepted("a", 3)

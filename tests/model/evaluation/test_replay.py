@@ -366,11 +366,28 @@ def test_the_command_ends_with_its_figures_and_writes_a_report(
     assert figures["keystrokes_saved"] == round(11 / total, 4)
     report = json.loads(out.read_text("utf-8"))
     assert report["figures"]["all"] == figures
+    rows = {Path(row["file"]).name: row["keystrokes_saved"] > 0 for row in report["rows"]}
+    assert rows == {"a.py": True, "b.py": False, "c.go": False}
     assert report["figures"]["python"]["regions"] == 2
     assert report["figures"]["go"]["keystrokes_saved"] == 0.0
     assert report["settings"] == {"debounceMs": 0, "deadlineMs": {"auto": 60000}}
     assert report["cpu"]
     assert report["mezzotint"]
+
+
+def test_files_of_the_same_folder_and_language_are_open_beside_the_typed_one(
+    server: Server, folder: Path, tmp_path: Path
+):
+    command = server([])
+    reads = ("--set", "context.openFiles=true", "--open-beside", 3)
+    out = tmp_path / "replay.json"
+    assert replay.main(arguments(command, folder, *reads, "--out", out)) == 0
+    journal = (tmp_path / "script.json.journal").read_text("utf-8").splitlines()
+    asked = {json.loads(line) for line in journal}
+    assert f"# b.py\n{FILES['b.py']}\n# a.py\ndef add_them(a" in asked
+    assert f"# a.py\n{FILES['a.py']}\n# b.py\ndef die_of_it(a" in asked
+    assert "func double(a" in asked  # no other file is in its language
+    assert json.loads(out.read_text("utf-8"))["open_beside"] == 3
 
 
 def test_a_lost_server_costs_its_region_only(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lsp_server.context import DocumentError
-from model.evaluation.sources import load_sources
+from model.evaluation.sources import SourceText, load_sources, of_languages
 
 
 def test_files_folders_and_packed_corpora_are_read(tmp_path: Path) -> None:
@@ -55,3 +55,10 @@ def test_a_folders_unreadable_and_hidden_files_are_left_out(
     (tmp_path / "good.py").write_bytes(b"x = 1\r\n")
     assert [source.text for source in load_sources([tmp_path])] == ["x = 1\n"]
     assert "bad.py is not UTF-8 text" in caplog.text
+
+
+def test_sources_are_chosen_by_language_and_a_missing_one_is_named() -> None:
+    go, rust = SourceText("a.go", "go", "package a"), SourceText("b.rs", "rust", "fn b() {}")
+    assert of_languages([go, rust], ["go"]) == [go]
+    with pytest.raises(ValueError, match="no file is in java; there are go, rust"):
+        of_languages([go, rust], ["go", "java"])
