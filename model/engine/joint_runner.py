@@ -143,7 +143,7 @@ class JointRunner:
         left, right = self.layout.around(
             sequence.prefix, sequence.suffix, self._num_committed(sequence)
         )
-        canvas = sequence.canvas[: _num_real(sequence)]
+        canvas = sequence.canvas
         shift = int(self.model.config.shifts_logits)
         start = len(left)
         first, kept = 0, self._usable(sequence, left, canvas, right)
@@ -230,13 +230,6 @@ class JointRunner:
                     values[index, :, : row.kept.length] = value[0]
             pasts.append((keys, values))
         return pasts
-
-
-def _num_real(sequence: Sequence) -> int:
-    """Slots that are tokens of the hole, not the ends of a known length."""
-    if sequence.params.length is None:
-        return len(sequence.canvas)
-    return min(len(sequence.canvas), sequence.max_tokens - len(sequence.committed))
 
 
 def _cut(pair: KeyValue, *parts: slice) -> KeyValue:
