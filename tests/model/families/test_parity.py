@@ -288,7 +288,7 @@ async def test_a_fill_is_what_the_published_loop_gives(
     assert result.candidates[0].text == reference.words.decode(expected).replace("\r", "\n")
 
 
-@pytest.mark.parametrize("seed", (4, 5, 8))
+@pytest.mark.parametrize("seed", [4, 5, 8])
 async def test_dreamon_expands_and_deletes_as_its_published_loop(
     tmp_path: Path, write: Callable[..., Path], seed: int
 ) -> None:
