@@ -66,9 +66,15 @@ class JointRunner:
     def __init__(
         self, model: Transformer, layout: OpenLayout, *, cache: ContextCache = "none"
     ) -> None:
+        """Raises `ValueError` for a model without room for a canvas."""
         self.model, self.layout, self.cache = model, layout, cache
         config = model.config
         self.max_context = (config.max_positions - CANVAS_SIZES[-1] - _LAYOUT_TOKENS) // 2
+        if self.max_context < 1:
+            raise ValueError(
+                f"{config.max_positions} positions leave no room around a canvas of "
+                f"{CANVAS_SIZES[-1]} slots"
+            )
         self.vocab_size = layout.tokenizer.vocab_size
         self.device = model.embedding.weight.device
         self._is_full = config.attention == "full"

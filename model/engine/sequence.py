@@ -177,10 +177,11 @@ class Sequence:
         self.committed_confidences += [p for p, is_given in given if not is_given]
         self.committed += self.canvas
         self.prefix = fitted(self.prefix + self.canvas, max_context)
-        slots = min(left, len(self.canvas)) if self.params.length is None else left + 1
-        layout = CanvasLayout.for_holes(slots)
         if self.fill.canvas_slots is not None:
             layout = self.layout_without_ends(self.fill.canvas_slots)
+        else:
+            slots = min(left, len(self.canvas)) if self.params.length is None else left + 1
+            layout = CanvasLayout.for_holes(slots)
         self.blank(layout, (), mask_id=mask_id, end_id=end_id)
         return True
 

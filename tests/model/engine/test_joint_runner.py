@@ -200,3 +200,8 @@ def test_what_is_kept_goes_with_its_sequence() -> None:
         runner.check_integrity()
     runner.drop_cache()
     runner.check_integrity()
+
+
+def test_a_model_without_room_for_a_canvas_is_refused() -> None:
+    with pytest.raises(ValueError, match="130 positions leave no room"):
+        runner_of(replace(FULL, max_positions=130))
