@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.engine.joint_runner import ContextCache, JointRunner
+from model.engine.joint_runner import IDLE_CONTEXTS, ContextCache, JointRunner
 from model.engine.sequence import Fill, SamplingParams, Sequence
 from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
@@ -192,14 +192,64 @@ def test_block_causal_caching_is_exact_over_steps_and_canvases() -> None:
     assert max(b - a for a, b in pairwise(runs)) <= 4
 
 
-def test_what_is_kept_goes_with_its_sequence() -> None:
+def test_a_request_runs_only_the_blocks_that_no_earlier_one_began_with() -> None:
+    """Typing appends to the prefix, which is what block-causal contexts can reuse, exactly."""
+    runner = runner_of(CONFIGS["blocks"])
+    text = list(range(1, 25))
+    for typed in range(6):
+        sequence = sequence_of(runner, text[: 18 + typed], [])
+        logits = runner.denoise([sequence])
+        left, _ = runner.layout.around(sequence.prefix, sequence.suffix, 0)
+        size = len(sequence.canvas)
+        expected = alone(runner, left + sequence.canvas)[len(left) :]
+        torch.testing.assert_close(logits[0, :size, :VOCAB], expected)
+        if typed:  # the tokens around the prefix move with its end, two of them and a block
+            assert sequence.fill.encoded_tokens <= 8
+        runner.close_context(sequence)
+    runner.check_integrity()
+
+
+def test_candidates_of_one_request_share_what_one_of_them_has_run() -> None:
+    runner = runner_of(CONFIGS["blocks"])
+    first, second = (sequence_of(runner, [1] * 20, [4, 5]) for _ in range(2))
+    runner.denoise([first])
+    assert runner.denoise([second]).equal(runner.denoise([first]))
+    assert first.fill.encoded_tokens > 20
+    assert second.fill.encoded_tokens < 4
+
+
+def test_few_contexts_are_kept_and_none_that_another_begins_with() -> None:
+    runner = runner_of(CONFIGS["blocks"])
+    for start in (1, 2, 3, 4, 5, 5):
+        sequence = sequence_of(runner, [start] * 20, [4, 5])
+        runner.denoise([sequence])
+        runner.close_context(sequence)
+    one_context = runner.cache_bytes // IDLE_CONTEXTS
+    longer = sequence_of(runner, [5] * 20, [4, 5])
+    runner.denoise([longer])
+    runner.close_context(longer)
+    assert runner.cache_bytes == IDLE_CONTEXTS * one_context
+    runner.drop_cache()
+    assert runner.cache_bytes == 0
+
+
+def test_when_memory_runs_out_the_idle_contexts_go(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of(CONFIGS["blocks"])
     sequence = sequence_of(runner, [1] * 20, [4, 5])
     runner.denoise([sequence])
+    runner.close_context(sequence)
+    assert runner.cache_bytes > 0
+    monkeypatch.setattr(runner.model, "hidden", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        runner.denoise([sequence])
+    assert runner.cache_bytes == 0
+
+
+def test_a_damaged_book_is_noticed() -> None:
+    runner = runner_of(CONFIGS["blocks"])
+    runner.denoise([sequence_of(runner, [1] * 20, [4, 5])])
     with pytest.raises(AssertionError):
         runner.check_integrity()
-    runner.drop_cache()
-    runner.check_integrity()
 
 
 def test_a_model_without_room_for_a_canvas_is_refused() -> None:
