@@ -207,8 +207,10 @@ class ModelSettings:
         _text('"auto" or a torch device such as "cpu" or "cuda:0"', r"[a-z]+(:\d+)?"),
         "Where the model runs.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float8"] = _setting(
-        "auto", _choice("auto", "float32", "bfloat16", "float8"), "Number format of the weights."
+    dtype: Literal["auto", "float32", "bfloat16", "float8", "int8"] = _setting(
+        "auto",
+        _choice("auto", "float32", "bfloat16", "float8", "int8"),
+        "Number format of the weights.",
     )
 
 

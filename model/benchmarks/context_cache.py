@@ -75,6 +75,7 @@ def _sequence(runner: JointRunner, ids: list[int]) -> Sequence:
         prefix=layout.prefix_stream(ids[:half], "", starts_file=True),
         suffix=layout.suffix_stream(ids[half:], "", ends_file=True),
         layout=CanvasLayout((SLOTS,)),
+        canvas_slots=lambda _: SLOTS,
     )
     tokenizer = layout.tokenizer
     params = SamplingParams(length=SLOTS)

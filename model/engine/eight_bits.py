@@ -27,12 +27,13 @@ class Int8Linear(nn.Module):
         rows = linear.weight.detach().float()
         scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         self.register_buffer("weight", (rows / scale).round().to(torch.int8))
-        self.register_buffer("scale", scale[:, 0].to(linear.weight.dtype))
+        self.register_buffer("scale", scale[:, 0])
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""
-        product = F.linear(x, self.weight.to(x.dtype)) * self.scale
+        # Up to 127 is exact in every dtype; the scale stays float32.
+        product = (F.linear(x, self.weight.to(x.dtype)) * self.scale).to(x.dtype)
         return product if self.bias is None else product + self.bias
 
 

@@ -6,7 +6,8 @@ What each step runs, and what it keeps from the one before:
   every token's keys change with the canvas.
 * full attention, `dual`: after a canvas's first step only the canvas; the keys and values of what
   is around it stay those of that step. Approximate (Fast-dLLM, arXiv 2505.22618, dual cache).
-* block-causal: the blocks before the canvas's own are kept. Exact: no block sees a later one.
+* block-causal: the blocks before the canvas's own are kept. Exact, since no block sees a later one:
+  a step runs one block, and a request the blocks that no earlier one began with.
 
 Shape letters: B sequences, C slots, L positions that run, P kept positions, E hidden, V vocabulary.
 """
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import KeyValue
-from model.engine.runner import DecidedCanvas
+from model.engine.runner import DecidedCanvas, is_out_of_memory
 from model.engine.sequence import Sequence
 from model.families.layout import OpenLayout
 from model.families.transformer import Transformer, visibility
@@ -31,17 +32,23 @@ from model.infill import CANVAS_SIZES
 ContextCache = Literal["none", "dual"]
 """What a full-attention model keeps of a context between steps."""
 
+IDLE_CONTEXTS = 4
+"""Contexts of a block-causal model that are kept for the next request."""
+
 _LAYOUT_TOKENS = 8
 """Room for the tokens that a layout puts around the streams."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    """Keys and values of some positions of a sequence, and for what text they hold."""
+    """Keys and values of some positions of a text, and for what text they hold."""
 
-    key: object
+    ids: list[int]
+    """The text before the canvas: of a block-causal model, the tokens whose keys these are."""
     caches: list[KeyValue]
     """(1, G, P, D) each."""
+    around: tuple[int, list[int]] | None = None
+    """Under full attention: slots of the canvas, and the tokens behind it."""
 
     @property
     def length(self) -> int:
@@ -66,18 +73,27 @@ class JointRunner:
     def __init__(
         self, model: Transformer, layout: OpenLayout, *, cache: ContextCache = "none"
     ) -> None:
+        """Raises `ValueError` for a model without room for a canvas."""
         self.model, self.layout, self.cache = model, layout, cache
         config = model.config
         self.max_context = (config.max_positions - CANVAS_SIZES[-1] - _LAYOUT_TOKENS) // 2
+        if self.max_context < 1:
+            raise ValueError(
+                f"{config.max_positions} positions leave no room around a canvas of "
+                f"{CANVAS_SIZES[-1]} slots"
+            )
         self.vocab_size = layout.tokenizer.vocab_size
         self.device = model.embedding.weight.device
         self._is_full = config.attention == "full"
         self._kept: dict[int, _Kept] = {}
+        self._idle: list[_Kept] = []
+        """Block-causal contexts of sequences that have gone, the last one last."""
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the keys and values that are kept for running sequences."""
-        return sum(t.nbytes for kept in self._kept.values() for pair in kept.caches for t in pair)
+        """Bytes of the keys and values that are kept."""
+        all_kept = [*self._kept.values(), *self._idle]
+        return sum(t.nbytes for kept in all_kept for pair in kept.caches for t in pair)
 
     @property
     def problems(self) -> list[str]:
@@ -90,12 +106,13 @@ class JointRunner:
         return []
 
     def check_integrity(self) -> None:
-        """Nothing is kept when nothing runs."""
+        """Nothing is kept as running when nothing runs."""
         assert not self._kept, "a sequence that has gone is still kept"
 
     def drop_cache(self) -> None:
         """Forget every context."""
         self._kept.clear()
+        self._idle.clear()
 
     def open_contexts(self, batch: Items[Sequence]) -> list[Sequence]:
         """See `Runner.open_contexts`; a context is read in the forwards themselves."""
@@ -103,7 +120,11 @@ class JointRunner:
 
     def close_context(self, sequence: Sequence) -> None:
         """See `Runner.close_context`."""
-        self._kept.pop(id(sequence), None)
+        kept = self._kept.pop(id(sequence), None)
+        if kept is not None and not self._is_full:
+            # What is the beginning of another one adds nothing to it.
+            self._idle = [k for k in self._idle if _shared(k.ids, kept.ids) < k.length]
+            self._idle = [*self._idle, kept][-IDLE_CONTEXTS:]
 
     def decides(self, sequence: Sequence) -> bool:
         """See `Runner.decides`: the sampler does."""
@@ -127,7 +148,12 @@ class JointRunner:
     def denoise(self, batch: Items[Sequence]) -> Tensor:
         """See `Runner.denoise`. The last id of V is the engine's own and gets -inf."""
         rows = [self._row(s) for s in batch]
-        hidden, caches = self._forward(rows)
+        try:
+            hidden, caches = self._forward(rows)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._idle.clear()
+            raise
         for index, (sequence, row) in enumerate(zip(batch, rows, strict=True)):
             self._keep(sequence, row, [(k[index, None], v[index, None]) for k, v in caches])
             sequence.fill.encoded_tokens += len(row.ids) - len(row.sources)
@@ -143,7 +169,7 @@ class JointRunner:
         left, right = self.layout.around(
             sequence.prefix, sequence.suffix, self._num_committed(sequence)
         )
-        canvas = sequence.canvas[: _num_real(sequence)]
+        canvas = sequence.canvas
         shift = int(self.model.config.shifts_logits)
         start = len(left)
         first, kept = 0, self._usable(sequence, left, canvas, right)
@@ -162,35 +188,51 @@ class JointRunner:
     ) -> _Kept | None:
         """What is kept and still holds."""
         kept = self._kept.get(id(sequence))
-        if kept is None:
-            return None
         if self._is_full:
-            return kept if kept.key == (left, len(canvas), right) else None
-        return kept if kept.key == left[: kept.length] else None
+            is_same = kept is not None and (kept.ids, kept.around) == (left, (len(canvas), right))
+            return kept if is_same else None
+        if kept is not None and kept.ids == left[: kept.length]:
+            return kept
+        return self._longest_beginning(left)
+
+    def _longest_beginning(self, left: list[int]) -> _Kept | None:
+        """The blocks of `left` that some sequence has had at its beginning."""
+        found, most = None, 0
+        for kept in (*self._idle, *self._kept.values()):
+            shared = _shared(kept.ids, left)
+            whole = shared - shared % self.model.config.block_size
+            if whole > most:
+                found, most = kept, whole
+        if found is None:
+            return None
+        return _Kept(left[:most], [_cut(pair, slice(0, most)) for pair in found.caches])
 
     def _keep(self, sequence: Sequence, row: _Row, new: list[KeyValue]) -> None:
         """Take over from a step's keys and values (1, G, L, D) what the next can use."""
         left, right = self.layout.around(
             sequence.prefix, sequence.suffix, self._num_committed(sequence)
         )
-        if self._is_full:
-            if self.cache == "none" or row.kept is not None:
-                return
+        if not self._is_full:
+            self._kept[id(sequence)] = self._with_blocks(left, row, new)
+        elif self.cache == "dual" and row.kept is None:
             num_slots = len(row.sources)
             start = max(len(left) - int(self.model.config.shifts_logits), 0)
             behind = slice(len(left) + num_slots, len(row.ids))
             caches = [_cut(pair, slice(0, start), behind) for pair in new]
-            self._kept[id(sequence)] = _Kept((left, num_slots, right), caches)
-            return
-        whole = len(left) // self.model.config.block_size * self.model.config.block_size
+            self._kept[id(sequence)] = _Kept(left, caches, (num_slots, right))
+
+    def _with_blocks(self, left: list[int], row: _Row, new: list[KeyValue]) -> _Kept:
+        """What was kept, and the whole blocks before the canvas that have run since."""
+        whole = len(left) - len(left) % self.model.config.block_size
+        if row.kept is not None and row.kept.length == whole:
+            return row.kept
         caches = [_cut(pair, slice(0, whole - row.first)) for pair in new]
         if row.kept is not None:
-            old = row.kept.caches
             caches = [
                 (torch.cat((a[0], b[0]), dim=2), torch.cat((a[1], b[1]), dim=2))
-                for a, b in zip(old, caches, strict=True)
+                for a, b in zip(row.kept.caches, caches, strict=True)
             ]
-        self._kept[id(sequence)] = _Kept(left[:whole], caches)
+        return _Kept(left[:whole], caches)
 
     # ---- the forward -----------------------------------------------------------------------
 
@@ -232,11 +274,10 @@ class JointRunner:
         return pasts
 
 
-def _num_real(sequence: Sequence) -> int:
-    """Slots that are tokens of the hole, not the ends of a known length."""
-    if sequence.params.length is None:
-        return len(sequence.canvas)
-    return min(len(sequence.canvas), sequence.max_tokens - len(sequence.committed))
+def _shared(one: list[int], other: list[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _cut(pair: KeyValue, *parts: slice) -> KeyValue:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from math import exp, log
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,11 +30,15 @@ class LengthPolicy(Protocol):
     """Whether finished candidates are ranked by a causal reading (`ranking`)."""
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+        self,
+        params: Items[SamplingParams],
+        layout: CanvasLayout,
+        max_new_tokens: int,
+        follows: bool,
     ) -> tuple[SamplingParams, ...]:
-        """The candidates to run for those that are asked for, of a hole that begins with
-        `num_typed` given tokens; `follows` says whether there is any text behind it. Raises
-        `InvalidRequestError`."""
+        """The candidates to run for those that are asked for, in the holes of `layout`, of
+        `max_new_tokens` each at most; `follows` says whether there is any text behind the first
+        hole. Raises `InvalidRequestError`."""
         ...
 
     def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
@@ -62,7 +66,11 @@ class LearnedEnd:
         self.ranks_by_reading = self._is_causal = is_causal
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+        self,
+        params: Items[SamplingParams],
+        layout: CanvasLayout,
+        max_new_tokens: int,
+        follows: bool,
     ) -> tuple[SamplingParams, ...]:
         """See `LengthPolicy.candidates`."""
         if not self._is_causal:
@@ -99,11 +107,15 @@ class ExpandDelete:
     ranks_by_reading = False
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+        self,
+        params: Items[SamplingParams],
+        layout: CanvasLayout,
+        max_new_tokens: int,
+        follows: bool,
     ) -> tuple[SamplingParams, ...]:
         """See `LengthPolicy.candidates`."""
         _refuse_autoregressive(params)
-        start = min(self.start, _most_slots(max_new_tokens, num_typed) - num_typed)
+        start = min(self.start, _most_slots(layout, max_new_tokens))
         return tuple(
             replace(p, length=start, length_is="start") if p.length is None else p for p in params
         )
@@ -121,22 +133,39 @@ class ExpandDelete:
         """See `LengthPolicy.revise`."""
         if not self._resizes(sequence):
             return
-        room = self._most_slots(sequence) - sequence.max_tokens
-        slots: list[tuple[int, bool, bool, float]] = []
+        slots = _slots(sequence)
+        room = CANVAS_SIZES[-1] - len(slots)
+        changed: list[_Slot] = []
+        counts: list[int] = []
+        end = 0
+        for hole in sequence.layout.holes():
+            changed += slots[end : hole.start]  # what lies between
+            before = len(changed)
+            changed += self._revised(sequence, slots[hole.start : hole.stop], room, vocabulary)
+            counts.append(len(changed) - before)
+            room -= counts[-1] - len(hole)
+            end = hole.stop
+        _replace_slots(sequence, changed, counts)
+
+    def _revised(
+        self, sequence: Sequence, hole: list[_Slot], room: int, vocabulary: Vocabulary
+    ) -> list[_Slot]:
+        """A hole's slots after splits and deletions; `room` is how many the canvas can take."""
+        room = min(room, sequence.fill.max_new_tokens - len(hole))
+        revised: list[_Slot] = []
         is_deleting = False
-        for slot in _slots(sequence)[: sequence.max_tokens]:
-            token, _, _, probability = slot
-            if token == self.delete_id:
+        for slot in hole:
+            if slot.token == self.delete_id:
                 is_deleting = True
-                sequence.end_confidence = min(sequence.end_confidence or 1.0, probability)
-            elif token == self.expand_id:
+                sequence.end_confidence = min(sequence.end_confidence or 1.0, slot.confidence)
+            elif slot.token == self.expand_id:
                 count = 2 if room > 0 else 1
-                slots += [(vocabulary.mask_id, False, False, 1.0)] * count
+                revised += [_Slot(vocabulary.mask_id, False, False, 1.0)] * count
                 room -= count - 1
                 sequence.num_expansions += 1
-            elif not (is_deleting and token == vocabulary.mask_id):
-                slots.append(slot)
-        _resize(sequence, slots, vocabulary.end_id)
+            elif not (is_deleting and slot.token == vocabulary.mask_id):
+                revised.append(slot)
+        return revised
 
     def gives_up(self, sequence: Sequence) -> bool:
         """See `LengthPolicy.gives_up`."""
@@ -155,11 +184,9 @@ class ExpandDelete:
         return (
             not is_last
             and sequence.num_expansions < sequence.fill.max_new_tokens
-            and sequence.max_tokens < self._most_slots(sequence)
+            and len(sequence.canvas) < CANVAS_SIZES[-1]
+            and min(map(len, sequence.layout.holes())) < sequence.fill.max_new_tokens
         )
-
-    def _most_slots(self, sequence: Sequence) -> int:
-        return _most_slots(sequence.fill.max_new_tokens, len(sequence.fill.typed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +205,11 @@ class LengthSearch:
     ranks_by_reading = False
 
     def candidates(
-        self, params: Items[SamplingParams], max_new_tokens: int, *, num_typed: int, follows: bool
+        self,
+        params: Items[SamplingParams],
+        layout: CanvasLayout,
+        max_new_tokens: int,
+        follows: bool,
     ) -> tuple[SamplingParams, ...]:
         """See `LengthPolicy.candidates`. Several wanted fills are fills of several lengths, all
         greedy."""
@@ -187,7 +218,7 @@ class LengthSearch:
             return tuple(params)
         tried: list[SamplingParams] = []
         if greedy := [p for p in params if p.length is None][:1]:
-            most = _most_slots(max_new_tokens, num_typed) - num_typed
+            most = _most_slots(layout, max_new_tokens)
             lengths = [n for n in self.lengths if n <= most]
             tried = [replace(greedy[0], length=n, length_is="tried") for n in lengths]
         return (*tried, *(p for p in params if p.length is not None))
@@ -252,29 +283,30 @@ def _refuse_autoregressive(params: Items[SamplingParams]) -> None:
         )
 
 
-def _most_slots(max_new_tokens: int, num_typed: int) -> int:
-    """Slots that a hole may have: one of the largest canvas tells its end. Raises
-    `InvalidRequestError` where what is typed leaves none."""
-    most = min(max_new_tokens + num_typed, CANVAS_SIZES[-1] - 1)
-    if most <= num_typed:
-        raise InvalidRequestError(
-            f"{num_typed} typed tokens leave no room in a canvas of {CANVAS_SIZES[-1]} slots; put "
-            "them into the prefix"
-        )
-    return most
+def _most_slots(layout: CanvasLayout, max_new_tokens: int) -> int:
+    """Slots that each hole may have for all to fit into the largest canvas."""
+    between = sum(map(len, layout.between))
+    return max(min(max_new_tokens, (CANVAS_SIZES[-1] - between) // len(layout.slots)), 1)
 
 
-def _slots(sequence: Sequence) -> list[tuple[int, bool, bool, float]]:
+class _Slot(NamedTuple):
+    token: int
+    clamped: bool
+    fixed: bool
+    confidence: float
+
+
+def _slots(sequence: Sequence) -> list[_Slot]:
     columns = (sequence.canvas, sequence.clamped, sequence.fixed, sequence.confidences)
-    return list(zip(*columns, strict=True))
+    return [_Slot(*row) for row in zip(*columns, strict=True)]
 
 
-def _resize(sequence: Sequence, slots: list[tuple[int, bool, bool, float]], end_id: int) -> None:
-    """Give a canvas these slots and, behind them, ends up to the next canvas size."""
-    sequence.params = replace(sequence.params, length=len(slots) - len(sequence.fill.typed))
-    sequence.layout = CanvasLayout.for_holes(len(slots) + 1)
-    slots = slots + [(end_id, True, True, 1.0)] * (sequence.layout.size - len(slots))
-    sequence.canvas = [slot[0] for slot in slots]
-    sequence.clamped = [slot[1] for slot in slots]
-    sequence.fixed = [slot[2] for slot in slots]
-    sequence.confidences = [slot[3] for slot in slots]
+def _replace_slots(sequence: Sequence, slots: list[_Slot], counts: list[int]) -> None:
+    """Give a canvas these slots, so many in each hole."""
+    if len(counts) == 1:
+        sequence.params = replace(sequence.params, length=counts[0])
+    sequence.layout = CanvasLayout(tuple(counts), sequence.layout.between)
+    sequence.canvas = [slot.token for slot in slots]
+    sequence.clamped = [slot.clamped for slot in slots]
+    sequence.fixed = [slot.fixed for slot in slots]
+    sequence.confidences = [slot.confidence for slot in slots]

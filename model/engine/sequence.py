@@ -86,16 +86,12 @@ class Sequence:
         canvas, or does not go together."""
         typed, layout = list(fill.typed), fill.layout
         is_autoregressive = params.policy == "autoregressive"
-        # What is typed is context where a canvas is too small for it, or there is none.
-        is_context = is_autoregressive or fill.slots_to_edge is not None
-        if len(layout.slots) > 1 and (is_context or params.length is not None):
-            what = "autoregressive decoding" if is_autoregressive else "this model's decoding"
-            what = what if is_context else "a known length"
+        # Where no canvas is to hold it, what is typed is context.
+        is_context = is_autoregressive or fill.canvas_slots is not None
+        is_known = params.length is not None and params.length_is == "given"
+        if len(layout.slots) > 1 and (is_autoregressive or is_known):
+            what = "autoregressive decoding" if is_autoregressive else "a known length"
             raise InvalidRequestError(f"{what} takes a single hole, not {len(layout.slots)}")
-        if is_autoregressive:
-            layout = CanvasLayout((0,))
-        elif params.length is not None:
-            layout = CanvasLayout.for_holes(params.length + 1, typed=len(typed))
         sequence = cls(
             fill=fill,
             params=params,
@@ -109,11 +105,15 @@ class Sequence:
         )
         if is_context:
             sequence.committed = typed
-        if fill.slots_to_edge is not None:
-            layout = CanvasLayout((min(fill.slots_to_edge(sequence), sequence.num_left),))
-        if not is_autoregressive:
-            given = () if is_context else fill.typed
-            sequence.blank(layout, given, mask_id=mask_id, end_id=end_id)
+        if is_autoregressive:
+            sequence.layout = CanvasLayout((0,))
+            return sequence
+        if fill.canvas_slots is not None:
+            layout = sequence.layout_without_ends(fill.canvas_slots)
+        elif params.length is not None:
+            layout = CanvasLayout.for_holes(params.length + 1, typed=len(typed))
+        given = () if is_context else fill.typed
+        sequence.blank(layout, given, mask_id=mask_id, end_id=end_id)
         return sequence
 
     @property
@@ -137,13 +137,23 @@ class Sequence:
         """Tokens that the first hole may still take, this canvas's included."""
         return self.max_tokens - len(self.committed)
 
+    def layout_without_ends(self, canvas_slots: Callable[[Sequence], int]) -> CanvasLayout:
+        """The next canvas of a model that is shown no ends: nothing but slots to fill and, of
+        several holes, each as long as the others, what lies between them."""
+        holes = self.fill.layout.slots
+        if len(holes) > 1 and self.params.length is not None:
+            return CanvasLayout((self.params.length,) * len(holes), self.fill.layout.between)
+        if len(holes) > 1:
+            raise InvalidRequestError(f"this model fills one hole at a time, not {len(holes)}")
+        return CanvasLayout((min(self.num_left, canvas_slots(self)),))
+
     def blank(
         self, layout: CanvasLayout, typed: tuple[int, ...], *, mask_id: int, end_id: int
     ) -> None:
         """Start a canvas: masks, what is `typed`, and the `<eom>`s of a known length."""
         self.layout, self.step = layout, 0
         self.canvas, self.clamped = layout.blank(mask_id, typed)
-        if self.params.length is not None:
+        if self.params.length is not None and self.fill.canvas_slots is None:
             # The `<eom>`s in sight tell the model the length, as a half-done canvas would.
             for slot in range(self.num_left, len(self.canvas)):
                 self.canvas[slot], self.clamped[slot] = end_id, True
@@ -167,10 +177,11 @@ class Sequence:
         self.committed_confidences += [p for p, is_given in given if not is_given]
         self.committed += self.canvas
         self.prefix = fitted(self.prefix + self.canvas, max_context)
-        slots = min(left, len(self.canvas)) if self.params.length is None else left + 1
-        layout = CanvasLayout.for_holes(slots)
-        if self.fill.slots_to_edge is not None:
-            layout = CanvasLayout((min(left, self.fill.slots_to_edge(self)),))
+        if self.fill.canvas_slots is not None:
+            layout = self.layout_without_ends(self.fill.canvas_slots)
+        else:
+            slots = min(left, len(self.canvas)) if self.params.length is None else left + 1
+            layout = CanvasLayout.for_holes(slots)
         self.blank(layout, (), mask_id=mask_id, end_id=end_id)
         return True
 
@@ -182,6 +193,8 @@ class Sequence:
         for index, hole in enumerate(self.layout.holes()):
             tokens = [] if index else list(self.committed)
             most = self.fill.max_new_tokens if index else self.max_tokens
+            if self.params.length is not None and len(self.layout.slots) > 1:
+                most = len(tokens) + len(hole)  # the canvas has no ends
             ended = False
             for slot in hole:
                 token = self.canvas[slot]
@@ -249,8 +262,8 @@ class Fill:
     """`time.monotonic()` at which the best state so far is returned."""
     num_wanted: int | None = None
     """Outputs that are handed back at most (None: one a candidate)."""
-    slots_to_edge: Callable[[Sequence], int] | None = None
-    """Of a model that decodes block by block: slots of a sequence's next canvas."""
+    canvas_slots: Callable[[Sequence], int] | None = None
+    """Of a model whose canvases hold no ends: the most slots of a sequence's next canvas."""
     on_step: Callable[[Sequence], None] | None = None
     """Called on the engine's thread after each step of the first candidate (of tried lengths: the
     most promising one)."""

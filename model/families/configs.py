@@ -37,7 +37,7 @@ class TransformerConfig:
     rope_theta: float
     norm_eps: float
     is_tied: bool | None
-    """Whether the embedding is the head as well; None: it is where no head is stored."""
+    """Whether the embedding is the head as well, unless one is stored; None: nobody says."""
     qkv_bias: bool = False
     qk_norm: bool = False
     attention: Literal["full", "block-causal"] = "full"

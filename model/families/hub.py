@@ -23,7 +23,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from model.api import CheckpointError
 
-FILES = ("*.safetensors", "*.json", "*.jinja")
+FILES = ("*.safetensors", "*.json", "merges.txt", "*.jinja")
 """What a checkpoint is read from."""
 
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")

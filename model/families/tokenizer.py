@@ -1,4 +1,4 @@
-"""`tokenizer.json` of an open checkpoint -> what the engine and its completer need of a tokenizer.
+"""The tokenizer of an open checkpoint -> what the engine and its completer need of a tokenizer.
 
 Special tokens are found by name: in `tokenizer_config.json`, or among the names that the families
 use. As in `model.tokenizer`, a literal `<|mask|>` in a file is the characters it is.
@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 
 from model.api import CheckpointError
 from model.families.configs import TransformerConfig, read_json
+from model.families.vocabulary import TOKENIZER, tokenizer_json
 
-TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+SETTINGS = "tokenizer_config.json"
 
 MASK_NAMES = ("<|mask|>", "<|mdm_mask|>", "<M>", "<|MASK|>", "<MASK>", "<[MASK_TOKEN]>", "[MASK]")
 """What the families call it: Dream, a2d and CoDA; LLaDA; Open-dCoder; SDAR twice;
@@ -64,23 +65,25 @@ class OpenTokenizer:
         self.end_id = self._end_id(config)
         """What the model writes behind the end of a text that nothing follows; `no_token_id` where
         it does not, or means something else by it (DreamOn: a deletion)."""
-        known = self._texts.get_vocab(with_added_tokens=False).values()
-        self.special_ids = frozenset(range(self.vocab_size)).difference(known) | {self.mask_id}
+        # Some tokenizers have their added tokens in the vocabulary as well.
+        text_ids = set(self._texts.get_vocab(with_added_tokens=False).values())
+        text_ids -= self._texts.get_added_tokens_decoder().keys()
+        self.special_ids = frozenset(range(self.vocab_size)) - text_ids | {self.mask_id}
         """Ids that stand for no text: special tokens, and rows of the embedding without a token."""
 
     @classmethod
     def from_directory(cls, directory: Path, config: TransformerConfig) -> OpenTokenizer:
         """Read a checkpoint's tokenizer. Raises `CheckpointError`."""
-        file = directory / TOKENIZER
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; other kinds of tokenizer are not read")
         settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
         try:
-            return cls(file.read_text(encoding="utf-8"), settings, config)
+            content = tokenizer_json(directory, config.model_type, settings)
+            return cls(content, settings, config)
         except CheckpointError as error:
-            raise CheckpointError(f"{file}: {error}") from error
+            raise CheckpointError(f"{directory}: {error}") from error
         except Exception as error:  # the Rust side raises bare Exceptions
-            raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
+            raise CheckpointError(
+                f"{directory / TOKENIZER} is not a readable tokenizer: {error}"
+            ) from error
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`; with `special`, names of special tokens in it are those tokens, as a

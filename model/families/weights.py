@@ -121,9 +121,10 @@ def _opened(stack: ExitStack, directory: Path, name: str, names: list[str]) -> A
 
 
 def _is_tied(config: TransformerConfig, stored: dict[str, Any]) -> bool:
-    if config.is_tied is None:
-        return stored_name("head.weight", config.model_type) not in stored
-    return config.is_tied
+    """Whether the embedding is the head. A stored head counts even where the config ties it: what
+    dLLM converted has one of its own."""
+    is_stored = stored_name("head.weight", config.model_type) in stored
+    return config.is_tied is not False and not is_stored
 
 
 def _check(
@@ -138,9 +139,8 @@ def _check(
         stored_name(name, config.model_type): list(parameter.shape)
         for name, parameter in model.named_parameters()
     }
-    head = stored_name("head.weight", config.model_type)
-    if is_tied and head not in stored:  # where it is stored all the same, the embedding counts
-        del expected[head]
+    if is_tied:
+        del expected[stored_name("head.weight", config.model_type)]
     found = {
         name: file.get_slice(name).get_shape()
         for name, file in stored.items()

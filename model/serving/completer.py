@@ -40,7 +40,7 @@ from model.families.layout import OpenLayout
 from model.families.memory import require_memory
 from model.families.tokenizer import OpenTokenizer
 from model.families.transformer import Transformer
-from model.infill import CanvasLayout, Layout, StreamLayout, fitted
+from model.infill import CANVAS_SIZES, CanvasLayout, Layout, StreamLayout, fitted
 from model.tokenizer import CodeTokenizer
 
 FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
@@ -67,7 +67,7 @@ class EngineCompleter:
         for ours, `context_cache` for open checkpoints (`model.engine.joint_runner`)."""
         self._tokenizer = tokenizer
         self._layout: Layout
-        self._slots_to_edge: Callable[[Sequence], int] | None = None
+        self._canvas_slots: Callable[[Sequence], int] | None = None
         if isinstance(model, Denoiser):
             assert isinstance(tokenizer, CodeTokenizer)
             self._layout = StreamLayout(tokenizer)
@@ -76,10 +76,7 @@ class EngineCompleter:
             assert isinstance(tokenizer, OpenTokenizer)
             self._layout = layout = OpenLayout(model.config, tokenizer)
             self._engine = open_engine(model, layout, cache=context_cache)
-            if model.config.attention == "block-causal":
-                self._slots_to_edge = lambda s: layout.slots_to_edge(
-                    s.prefix, s.suffix, len(s.committed)
-                )
+            self._canvas_slots = _canvas_slots(layout)
 
     @property
     def engine(self) -> Engine:
@@ -165,6 +162,7 @@ class EngineCompleter:
         length = None if request.length_of is None else len(encode(request.length_of))
         params = _sampling_params(request, length)
         first = min(request.max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
+        layout = CanvasLayout.for_holes(first, between, len(typed))
         return Fill(
             prefix=self._layout.prefix_stream(
                 encode(request.prefix, special=request.special_tokens_in_prefix),
@@ -174,14 +172,14 @@ class EngineCompleter:
             suffix=self._layout.suffix_stream(
                 encode(request.suffix), request.language, ends_file=request.ends_file
             ),
-            layout=CanvasLayout.for_holes(first, between, len(typed)),
+            layout=layout,
             typed=typed,
             params=self._engine.length.candidates(
-                params, request.max_new_tokens, num_typed=len(typed), follows=bool(request.suffix)
+                params, layout, request.max_new_tokens, bool(request.suffix or between)
             ),
             num_wanted=len(params),
             max_new_tokens=request.max_new_tokens,
-            slots_to_edge=self._slots_to_edge,
+            canvas_slots=self._canvas_slots,
             urgent=request.priority == "manual",
             client=request.client,
             replaces=(request.client, request.document) if request.document else None,
@@ -238,6 +236,13 @@ class EngineCompleter:
         text = self._text(decided, request.typed).rstrip("\ufffd")
         stays = len(sequence.fill.sequences) == 1 and request.remask is None
         return Frame(step=sequence.step, slots=slots, text=text, text_stays=stays, context=context)
+
+
+def _canvas_slots(layout: OpenLayout) -> Callable[[Sequence], int]:
+    """The most slots of a canvas: all there may be, or those up to a block's edge."""
+    if layout.config.attention == "full":
+        return lambda _: CANVAS_SIZES[-1]
+    return lambda s: layout.slots_to_edge(s.prefix, s.suffix, len(s.committed))
 
 
 def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:

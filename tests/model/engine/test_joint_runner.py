@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.engine.joint_runner import ContextCache, JointRunner
+from model.engine.joint_runner import IDLE_CONTEXTS, ContextCache, JointRunner
 from model.engine.sequence import Fill, SamplingParams, Sequence
 from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
@@ -42,6 +42,7 @@ class FakeTokenizer:
     """The ids that a layout asks for."""
 
     no_token_id, vocab_size, bos_id, eos_id, expand_id = VOCAB, VOCAB + 1, None, EOS, None
+    special_ids = frozenset(range(35, VOCAB + 1))
     fill_in_the_middle = FillInTheMiddle(35, 36, 37, "prefix-suffix")
 
 
@@ -69,7 +70,7 @@ def sequence_of(
         prefix=layout.prefix_stream(prefix, "", starts_file=True),
         suffix=layout.suffix_stream(suffix, "", ends_file=True),
         layout=CanvasLayout((16,)),
-        slots_to_edge=to_edge if blocks else None,
+        canvas_slots=to_edge if blocks else lambda _: 128,
     )
     params = SamplingParams(length=length)
     end_id = EOS if length is None else VOCAB
@@ -88,7 +89,7 @@ def test_a_canvas_is_read_between_prefix_and_suffix_by_the_familys_shift(kind: s
     runner = runner_of(CONFIGS[kind])
     sequence = sequence_of(runner, [1, 2, 3], [4, 5], length=3)
     logits = runner.denoise([sequence])
-    assert logits.shape == (1, 16, VOCAB + 1)
+    assert logits.shape == (1, 3, VOCAB + 1)
     expected = alone(runner, [1, 2, 3, MASK, MASK, MASK, 4, 5])
     first = 2 if kind == "shifted" else 3
     torch.testing.assert_close(logits[0, :3, :VOCAB], expected[first : first + 3])
@@ -115,7 +116,7 @@ def test_a_batch_of_all_sizes_is_computed_as_each_alone(kind: str) -> None:
     for row, sequence in enumerate(batch):
         runner.close_context(sequence)
         separately = runner.denoise([sequence])[0]
-        size = len(sequence.canvas) if blocks else sequence.num_left
+        size = len(sequence.canvas)
         torch.testing.assert_close(together[row, :size], separately[:size])
 
 
@@ -164,8 +165,7 @@ def test_dual_freezes_anew_when_a_canvas_changes_its_length() -> None:
     dual = runner_of(FULL, "dual")
     sequence = sequence_of(dual, [1, 2, 3], [4, 5, 6], length=4)
     dual.denoise([sequence])
-    sequence.params = replace(sequence.params, length=3)
-    sequence.canvas[3] = VOCAB
+    del sequence.canvas[3]
     expected = alone(dual, [1, 2, 3, MASK, MASK, MASK, 4, 5, 6])
     torch.testing.assert_close(dual.denoise([sequence])[0, :3, :VOCAB], expected[2:5])
 
@@ -192,11 +192,66 @@ def test_block_causal_caching_is_exact_over_steps_and_canvases() -> None:
     assert max(b - a for a, b in pairwise(runs)) <= 4
 
 
-def test_what_is_kept_goes_with_its_sequence() -> None:
+def test_a_request_runs_only_the_blocks_that_no_earlier_one_began_with() -> None:
+    """Typing appends to the prefix, which is what block-causal contexts can reuse, exactly."""
+    runner = runner_of(CONFIGS["blocks"])
+    text = list(range(1, 25))
+    for typed in range(6):
+        sequence = sequence_of(runner, text[: 18 + typed], [])
+        logits = runner.denoise([sequence])
+        left, _ = runner.layout.around(sequence.prefix, sequence.suffix, 0)
+        size = len(sequence.canvas)
+        expected = alone(runner, left + sequence.canvas)[len(left) :]
+        torch.testing.assert_close(logits[0, :size, :VOCAB], expected)
+        if typed:  # the tokens around the prefix move with its end, two of them and a block
+            assert sequence.fill.encoded_tokens <= 8
+        runner.close_context(sequence)
+    runner.check_integrity()
+
+
+def test_candidates_of_one_request_share_what_one_of_them_has_run() -> None:
+    runner = runner_of(CONFIGS["blocks"])
+    first, second = (sequence_of(runner, [1] * 20, [4, 5]) for _ in range(2))
+    runner.denoise([first])
+    assert runner.denoise([second]).equal(runner.denoise([first]))
+    assert first.fill.encoded_tokens > 20
+    assert second.fill.encoded_tokens < 4
+
+
+def test_few_contexts_are_kept_and_none_that_another_begins_with() -> None:
+    runner = runner_of(CONFIGS["blocks"])
+    for start in (1, 2, 3, 4, 5, 5):
+        sequence = sequence_of(runner, [start] * 20, [4, 5])
+        runner.denoise([sequence])
+        runner.close_context(sequence)
+    one_context = runner.cache_bytes // IDLE_CONTEXTS
+    longer = sequence_of(runner, [5] * 20, [4, 5])
+    runner.denoise([longer])
+    runner.close_context(longer)
+    assert runner.cache_bytes == IDLE_CONTEXTS * one_context
+    runner.drop_cache()
+    assert runner.cache_bytes == 0
+
+
+def test_when_memory_runs_out_the_idle_contexts_go(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of(CONFIGS["blocks"])
     sequence = sequence_of(runner, [1] * 20, [4, 5])
     runner.denoise([sequence])
+    runner.close_context(sequence)
+    assert runner.cache_bytes > 0
+    monkeypatch.setattr(runner.model, "hidden", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        runner.denoise([sequence])
+    assert runner.cache_bytes == 0
+
+
+def test_a_damaged_book_is_noticed() -> None:
+    runner = runner_of(CONFIGS["blocks"])
+    runner.denoise([sequence_of(runner, [1] * 20, [4, 5])])
     with pytest.raises(AssertionError):
         runner.check_integrity()
-    runner.drop_cache()
-    runner.check_integrity()
+
+
+def test_a_model_without_room_for_a_canvas_is_refused() -> None:
+    with pytest.raises(ValueError, match="130 positions leave no room"):
+        runner_of(replace(FULL, max_positions=130))

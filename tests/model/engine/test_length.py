@@ -24,6 +24,7 @@ from model.infill import CanvasLayout
 
 V, MASK, END, DELETE, EXPAND = 20, 19, 18, 17, 16
 TIMEOUT_S = 60
+LAYOUT = CanvasLayout((16,))
 Wanted = dict[int, tuple[int, float]]
 """Of a slot: the token it wants, and how much (logits above the others)."""
 
@@ -45,7 +46,8 @@ class ScriptedRunner:
         for row, sequence in enumerate(batch):
             self.canvases.append([i for i in sequence.canvas if i != END])
             for slot, (token, strength) in self.script(sequence).items():
-                logits[row, slot, token] = strength
+                if slot < len(sequence.canvas):
+                    logits[row, slot, token] = strength
         return logits
 
     def open_contexts(self, batch: list[Sequence]) -> list[Sequence]:
@@ -71,6 +73,7 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
         *params: SamplingParams,
         max_new_tokens: int = 12,
         typed: tuple[int, ...] = (),
+        between: tuple[tuple[int, ...], ...] = (),
         num_wanted: int | None = 1,
         deadline: float | None = None,
     ) -> tuple[list[FilledHoles], ScriptedRunner, Fill]:
@@ -86,14 +89,16 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
             forbidden=forbidden,
         )
         engines.append(engine := Engine(runner, words, policy))  # type: ignore[arg-type]
+        layout = CanvasLayout.for_holes(max_new_tokens, between, typed=len(typed))
         fill = Fill(
             prefix=[0, 1],
             suffix=[0, 2],
-            layout=CanvasLayout.for_holes(max_new_tokens, typed=len(typed)),
+            layout=layout,
             typed=typed,
             params=policy.candidates(
-                params or (SamplingParams(),), max_new_tokens, num_typed=len(typed), follows=True
+                params or (SamplingParams(),), layout, max_new_tokens, follows=True
             ),
+            canvas_slots=lambda _: 128,
             num_wanted=num_wanted,
             max_new_tokens=max_new_tokens,
             deadline=deadline,
@@ -139,9 +144,7 @@ class TestExpandDelete:
 
     def test_it_starts_long_and_never_longer_than_allowed(self, run: Callable[..., tuple]) -> None:
         policy = ExpandDelete(EXPAND, DELETE)
-        assert (
-            policy.candidates((SamplingParams(),), 500, num_typed=0, follows=True)[0].length == 64
-        )
+        assert policy.candidates((SamplingParams(),), LAYOUT, 500, follows=True)[0].length == 64
         script = by_step({i: (EXPAND, 30.0) for i in range(12)})
         (output,), runner, _ = run(policy, script, max_new_tokens=12)
         assert len(output.holes[0]) == 12
@@ -174,15 +177,23 @@ class TestExpandDelete:
         assert len(output.holes[0]) <= 3 + 12
         assert not {MASK, END, EXPAND, DELETE} & set(output.holes[0])
 
-    def test_what_is_typed_takes_room_from_the_hole(self, run: Callable[..., tuple]) -> None:
-        policy = ExpandDelete(EXPAND, DELETE)
+    def test_several_holes_grow_and_shrink_each_for_itself(self, run: Callable[..., tuple]) -> None:
+        script = by_step(
+            {0: (EXPAND, 30.0), 4: (DELETE, 30.0)},  # M M | 9 | M M -> M M M | 9 |
+            {slot: (3 + slot, 30.0) for slot in range(3)},
+        )
+        policy = ExpandDelete(EXPAND, DELETE, start=2)
+        (output,), runner, _ = run(policy, script, typed=(8,), between=((9, 10),))
+        assert runner.canvases == [[MASK, MASK, 9, 10, MASK, MASK], [MASK, MASK, MASK, 9, 10]]
+        assert output.holes == ((8, 3, 4, 5), ())
+        assert output.finished
+
+    def test_a_canvas_grows_no_larger_than_there_are_slots(self, run: Callable[..., tuple]) -> None:
         script = by_step({i: (EXPAND, 30.0) for i in range(128)})
-        (output,), _, _ = run(policy, script, typed=(3,) * 100, max_new_tokens=60)
-        assert len(output.holes[0]) == 127
-        assert output.holes[0][:100] == (3,) * 100
-        for given in (policy, LengthSearch()):
-            with pytest.raises(InvalidRequestError, match="127 typed tokens leave no room"):
-                given.candidates((SamplingParams(),), 60, num_typed=127, follows=True)
+        policy = ExpandDelete(EXPAND, DELETE)
+        (output,), runner, _ = run(policy, script, max_new_tokens=500)
+        assert len(output.holes[0]) == 128
+        assert max(map(len, runner.canvases)) == 128
 
     def test_a_given_length_stays_as_it_is(self, run: Callable[..., tuple]) -> None:
         script = by_step({i: (EXPAND if i % 2 else DELETE, 30.0) for i in range(9)})
@@ -201,6 +212,16 @@ class TestLengthSearch:
         assert output.holes == ((0, 1, 2, 3),)
         assert output.score == mean_log_probability(output)
         assert [s.params.length for s in fill.sequences] == [1, 2, 4, 6, 8, 12]
+
+    def test_several_holes_are_tried_at_one_length_each(self, run: Callable[..., tuple]) -> None:
+        def script(sequence: Sequence) -> Wanted:
+            strength = 30.0 if sequence.params.length == 2 else 3.0
+            return {slot: (slot % 16, strength) for slot in range(len(sequence.canvas))}
+
+        (output,), _, fill = run(LengthSearch(), script, typed=(8,), between=((9, 10),))
+        assert output.holes == ((8, 0, 1), (4, 5))
+        assert output.finished
+        assert all(9 in s.canvas for s in fill.sequences)
 
     def test_only_the_most_promising_get_a_second_step(self, run: Callable[..., tuple]) -> None:
         script = lambda s: {slot: (slot, 1.0) for slot in range(len(s.canvas))}  # noqa: E731
@@ -248,12 +269,12 @@ class TestLengthSearch:
 
     def test_where_nothing_follows_the_model_writes_its_end(self) -> None:
         params = (SamplingParams(),)
-        assert LengthSearch().candidates(params, 64, num_typed=0, follows=False) == params
+        assert LengthSearch().candidates(params, LAYOUT, 64, follows=False) == params
 
 
 def test_autoregressive_decoding_is_refused_by_models_that_only_denoise() -> None:
     params = (SamplingParams(policy="autoregressive"),)
-    assert LearnedEnd().candidates(params, 8, num_typed=0, follows=True) == params
+    assert LearnedEnd().candidates(params, LAYOUT, 8, follows=True) == params
     for policy in (LearnedEnd(is_causal=False), ExpandDelete(EXPAND, DELETE), LengthSearch()):
         with pytest.raises(InvalidRequestError, match="no causal reading"):
-            policy.candidates(params, 8, num_typed=0, follows=True)
+            policy.candidates(params, LAYOUT, 8, follows=True)

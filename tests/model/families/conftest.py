@@ -110,14 +110,18 @@ def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return 1 + 0.2 * noise if "norm" in name or "ln_f" in name else noise * 0.3
 
 
-def make_tokenizer(*specials: str) -> Tokenizer:
-    """A byte-level BPE as Qwen's and Llama 3's are."""
+def make_tokenizer(*specials: str, in_vocabulary: bool = False) -> Tokenizer:
+    """A byte-level BPE, as all families have. Its special tokens are added behind the vocabulary,
+    as Qwen's, or are its first ones as well, as Seed-Coder's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+        vocab_size=330,
+        initial_alphabet=alphabet,
+        show_progress=False,
+        special_tokens=list(specials) if in_vocabulary else [],
     )
     tokenizer.train_from_iterator([CODE], trainer)
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in specials])
@@ -128,7 +132,7 @@ def write_checkpoint(directory: Path, family: str, *, shards: int = 1) -> Path:
     """A tiny random checkpoint of a family, in its own names and files."""
     directory.mkdir(parents=True, exist_ok=True)
     specials = SPECIALS[family]
-    tokenizer = make_tokenizer(*specials)
+    tokenizer = make_tokenizer(*specials, in_vocabulary=family == "llama")
     mask = next(name for name in specials if "mask" in name.lower() or name == "<M>")
     eos = next(name for name in specials if "end" in name and "im_" not in name)
     tokenizer.save(str(directory / "tokenizer.json"))

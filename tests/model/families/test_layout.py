@@ -7,7 +7,7 @@ from model.families.configs import read_config
 from model.families.layout import OpenLayout
 from model.families.tokenizer import OpenTokenizer
 
-PREFIX, SUFFIX = [5, 6, 7], [8, 9]
+PREFIX, SUFFIX = [55, 56, 57], [58, 59]
 
 
 def of(directory: Path) -> OpenLayout:
@@ -29,7 +29,7 @@ def around(layout: OpenLayout, suffix: list[int] = SUFFIX) -> tuple[list[int], l
 def test_dream_has_both_ends(checkpoints: Callable[[str], Path]) -> None:
     layout = of(checkpoints("Dream"))
     bos, eos = layout.tokenizer.bos_id, layout.tokenizer.eos_id
-    assert around(layout) == ([bos, 5, 6, 7], [8, 9, eos])
+    assert around(layout) == ([bos, 55, 56, 57], [58, 59, eos])
 
 
 def test_an_end_is_given_where_something_follows_and_to_dreamon_always(
@@ -55,7 +55,7 @@ def test_llada_has_a_beginning_and_qwens_have_nothing_around(
     checkpoints: Callable[[str], Path],
 ) -> None:
     llada = of(checkpoints("llada"))
-    assert around(llada) == ([llada.tokenizer.bos_id, 5, 6, 7], [8, 9])
+    assert around(llada) == ([llada.tokenizer.bos_id, 55, 56, 57], [58, 59])
     for family in ("qwen2", "a2d-qwen2", "CoDA"):
         assert around(of(checkpoints(family))) == (PREFIX, SUFFIX)
 
@@ -64,11 +64,11 @@ def test_block_causal_models_read_what_follows_first(checkpoints: Callable[[str]
     sdar, seed = of(checkpoints("sdar")), of(checkpoints("llama"))
     fim = sdar.tokenizer.fill_in_the_middle
     assert fim is not None
-    assert around(sdar) == ([fim.prefix, 5, 6, 7, fim.suffix, 8, 9, fim.middle], [])
+    assert around(sdar) == ([fim.prefix, 55, 56, 57, fim.suffix, 58, 59, fim.middle], [])
     fim = seed.tokenizer.fill_in_the_middle
     assert fim is not None
     bos = seed.tokenizer.bos_id
-    assert around(seed) == ([bos, fim.suffix, 8, 9, fim.prefix, 5, 6, 7, fim.middle], [])
+    assert around(seed) == ([bos, fim.suffix, 58, 59, fim.prefix, 55, 56, 57, fim.middle], [])
 
 
 def test_what_is_committed_stays_behind_the_middle_token(
@@ -76,7 +76,7 @@ def test_what_is_committed_stays_behind_the_middle_token(
 ) -> None:
     layout = of(checkpoints("sdar"))
     prefix, suffix = streams(layout, SUFFIX)
-    committed = [11, 12]
+    committed = [61, 62]
     left, right = layout.around([*prefix, *committed], suffix, len(committed))
     assert (left, right) == (around(layout)[0] + committed, [])
 
@@ -84,7 +84,7 @@ def test_what_is_committed_stays_behind_the_middle_token(
 def test_a_canvas_ends_where_its_block_does(checkpoints: Callable[[str], Path]) -> None:
     layout = of(checkpoints("sdar"))
     for length in range(9):
-        prefix = layout.prefix_stream([5] * length, "", starts_file=True)
+        prefix = layout.prefix_stream([55] * length, "", starts_file=True)
         _, suffix = streams(layout, SUFFIX)
         slots = layout.slots_to_edge(prefix, suffix, 0)
         assert 1 <= slots <= 4

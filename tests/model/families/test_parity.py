@@ -1,5 +1,5 @@
-"""Logits of every family against two others: a reference written here from the papers' equations,
-one token and one head at a time, and `transformers`, where it is installed."""
+"""Every family against a reference written here from the papers' equations, one token and one head
+at a time, and against `transformers`, where it is installed: its logits, and what it fills in."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.api import InfillRequest
 from model.families.configs import read_config
+from model.families.tokenizer import OpenTokenizer
 from model.families.transformer import visibility
 from model.families.weights import load_transformer
+from model.serving.completer import EngineCompleter
 
 FAMILIES = ("Dream", "DreamOn", "llada", "qwen2", "a2d-qwen2", "sdar", "llama", "CoDA")
 BLOCKS = {"sdar": 4, "llama": 4}
@@ -189,3 +192,119 @@ def _llada_as_llama(
         return name
 
     return config, {renamed(name): tensor for name, tensor in weights.items()}
+
+
+# ---- fills ---------------------------------------------------------------------------------
+
+PREFIX, SUFFIX, MIDDLE = "def add(a, b):\n    ", "\n\nadd(1)\n", "return a"
+LAYOUTS = {
+    "Dream": ("<|beginoftext|>", "P", "?", "S", "<|endoftext|>"),
+    "DreamOn": ("<|beginoftext|>", "P", "?", "S", "<|endoftext|>"),
+    "llada": ("<|startoftext|>", "P", "?", "S"),
+    "qwen2": ("P", "?", "S"),
+    "a2d-qwen2": ("P", "?", "S"),
+    "CoDA": ("P", "?", "S"),
+    "sdar": ("<|fim_prefix|>", "P", "<|fim_suffix|>", "S", "<|fim_middle|>", "?"),
+    "llama": (
+        "<[begin▁of▁sentence]>", "<[fim-suffix]>", "S", "<[fim-prefix]>", "P", "<[fim-middle]>", "?"
+    ),
+}  # fmt: skip
+SHIFTED = {"Dream", "DreamOn", "qwen2", "CoDA"}
+
+
+class ReferenceFill:
+    """The families' published loop: the surest masked slot of all becomes its likeliest token."""
+
+    def __init__(self, directory: Path, family: str) -> None:
+        config = read_config(directory)
+        self.words = OpenTokenizer.from_directory(directory, config)
+        self.family, self.model = family, Reference(directory, family)
+        parts = LAYOUTS[family]
+        at = parts.index("?")
+        self.left = self.ids(parts[:at])
+        self.right = self.ids(parts[at + 1 :])
+
+    def ids(self, parts: tuple[str, ...]) -> list[int]:
+        texts = {"P": PREFIX, "S": SUFFIX}
+        return [i for p in parts for i in self.words.encode(texts.get(p, p), special=True)]
+
+    def surest(self, canvas: list[int], allowed: set[int]) -> tuple[int, int]:
+        """The slot that is decided next, and its token."""
+        logits = self.model.logits([*self.left, *canvas, *self.right])
+        text_ids = sorted(set(range(logits.shape[1])) - self.words.special_ids | allowed)
+        best = (-1.0, 0, 0)
+        for slot, token in enumerate(canvas):
+            if token == self.words.mask_id:
+                row = logits[len(self.left) + slot - (self.family in SHIFTED)]
+                chance, index = row[text_ids].softmax(0).max(0)
+                best = max(best, (chance.item(), slot, text_ids[int(index)]))
+        return best[1], best[2]
+
+    def of_length(self, length: int) -> list[int]:
+        """All at once under full attention, else block after block."""
+        filled: list[int] = []
+        while len(filled) < length:
+            size = length - len(filled)
+            if self.family in BLOCKS:
+                size = min(size, BLOCKS[self.family] - len(self.left) % BLOCKS[self.family])
+            canvas = [self.words.mask_id] * size
+            for _ in range(size):
+                slot, token = self.surest(canvas, set())
+                canvas[slot] = token
+            filled += canvas
+            self.left += canvas
+        return filled
+
+    def dreamon(self, start: int, most: int) -> tuple[list[int], int, int]:
+        """Expand and delete; also how often each happened."""
+        expand, delete, mask = self.words.expand_id, self.words.eos_id, self.words.mask_id
+        assert expand is not None
+        assert delete is not None
+        canvas, num_expanded, num_deleted = [mask] * start, 0, 0
+        while mask in canvas:
+            may_expand = len(canvas) < most and num_expanded < most
+            slot, token = self.surest(canvas, {expand, delete} if may_expand else {delete})
+            canvas[slot] = token
+            if token == expand:
+                canvas[slot : slot + 1] = [mask, mask]
+                num_expanded += 1
+            if token == delete:
+                canvas = [i for n, i in enumerate(canvas) if n < slot or i not in (mask, delete)]
+                num_deleted += 1
+        return canvas, num_expanded, num_deleted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_fill_is_what_the_published_loop_gives(
+    family: str, checkpoints: Callable[[str], Path]
+) -> None:
+    reference = ReferenceFill(checkpoints(family), family)
+    expected = reference.of_length(len(reference.words.encode(MIDDLE)))
+    completer = EngineCompleter.from_checkpoint(checkpoints(family), device="cpu")
+    request = InfillRequest(prefix=PREFIX, suffix=SUFFIX, length_of=MIDDLE, threshold=1.0)
+    result = await completer.complete(request)
+    await completer.close()
+    assert result.forwards == len(expected)
+    assert result.candidates[0].text == reference.words.decode(expected).replace("\r", "\n")
+
+
+@pytest.mark.parametrize("seed", [4, 5, 8])
+async def test_dreamon_expands_and_deletes_as_its_published_loop(
+    tmp_path: Path, write: Callable[..., Path], seed: int
+) -> None:
+    directory = write(tmp_path / "dreamon", "DreamOn")
+    weights = load_file(directory / "model.safetensors")
+    words = OpenTokenizer.from_directory(directory, read_config(directory))
+    noise = torch.Generator().manual_seed(seed)
+    for token, strength in ((words.expand_id, 1.5), (words.eos_id, 1.0)):  # so that both happen
+        weights["lm_head.weight"][token] = torch.randn(32, generator=noise) * strength
+    save_file(weights, directory / "model.safetensors")
+    reference = ReferenceFill(directory, "DreamOn")
+    expected, num_expanded, num_deleted = reference.dreamon(5, 5)
+    completer = EngineCompleter.from_checkpoint(directory, device="cpu")
+    request = InfillRequest(prefix=PREFIX, suffix=SUFFIX, max_new_tokens=5, threshold=1.0)
+    result = await completer.complete(request)
+    await completer.close()
+    assert result.candidates[0].text == words.decode(expected).replace("\r", "\n")
+    assert num_expanded > 1
+    assert num_deleted > 1

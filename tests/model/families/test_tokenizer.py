@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,57 @@ def test_rows_of_the_embedding_without_a_token_are_never_text(
     assert unused <= read(directory).special_ids
 
 
+class TestQwensOlderFiles:
+    """`vocab.json`, `merges.txt` and `added_tokens.json`, as in Dream's repositories."""
+
+    @pytest.fixture
+    def older(self, tmp_path: Path, write: Callable[..., Path]) -> Path:
+        directory = write(tmp_path / "dream", "Dream")
+        plain = raw(directory)
+        content = json.loads((directory / "tokenizer.json").read_text())
+        vocabulary = plain.get_vocab(with_added_tokens=False)
+        (directory / "vocab.json").write_text(json.dumps(vocabulary))
+        merges = [" ".join(pair) for pair in content["model"]["merges"]]
+        (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
+        (directory / "added_tokens.json").write_text(json.dumps(added))
+        (directory / "tokenizer.json").unlink()
+        return directory
+
+    def test_they_give_the_same_ids(self, older: Path, checkpoints: Callable[[str], Path]) -> None:
+        tokenizer, expected = read(older), read(checkpoints("Dream"))
+        assert tokenizer.special_ids == expected.special_ids
+        assert (tokenizer.mask_id, tokenizer.bos_id) == (expected.mask_id, expected.bos_id)
+        for text in ("def add(a, b):\n    return a + b", "<|mask|>", " 'ä🙂'\t"):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.encode("return") == expected.encode("return")
+
+    def test_words_are_cut_as_transformers_cuts_them(self, older: Path) -> None:
+        transformers = pytest.importorskip(
+            "transformers", reason="transformers is not installed (the extra `bench`)"
+        )
+        vocabulary = json.loads((older / "vocab.json").read_text())
+        lines = (older / "merges.txt").read_text().splitlines()[1:]
+        merges = [tuple(line.split(" ")) for line in lines]
+        theirs = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=merges)
+        tokenizer = read(older)
+        for text in ("I'LL don't\n\n    x1234 = a+b  \n", "if (a):\r\n\tprint('é')", "  e\u0301 "):
+            expected = theirs.encode(text, add_special_tokens=False)
+            assert tokenizer.encode(text) == expected
+
+    def test_an_added_token_at_a_wrong_id_is_named(self, older: Path) -> None:
+        file = older / "added_tokens.json"
+        added = json.loads(file.read_text())
+        file.write_text(json.dumps({**added, "<|mask|>": added["<|mask|>"] + 3}))
+        with pytest.raises(CheckpointError, match=r"token <\|mask\|> should have id"):
+            read(older)
+
+    def test_other_families_need_a_tokenizer_json(self, older: Path) -> None:
+        config = read_config(older)
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+            OpenTokenizer.from_directory(older, replace(config, model_type="llada"))
+
+
 class TestBadInput:
     def test_a_tokenizer_without_a_mask_token_is_refused_by_name(
         self, tmp_path: Path, write: Callable[..., Path]
@@ -88,7 +140,7 @@ class TestBadInput:
         file.write_text(file.read_text().replace("<M>", "<N>"))
         with pytest.raises(CheckpointError, match="no mask token") as info:
             read(directory)
-        assert str(file) in str(info.value)
+        assert str(directory) in str(info.value)
 
     def test_a_mask_outside_the_embedding_is_refused(
         self, tmp_path: Path, write: Callable[..., Path]

@@ -53,21 +53,20 @@ def test_weights_come_in_the_dtype_asked_for(dream: Path) -> None:
     assert model.cos.dtype == torch.float32
 
 
-def test_a_tied_head_is_the_embedding_even_where_a_head_is_stored(
-    tmp_path: Path, write: Callable[..., Path]
+@pytest.mark.parametrize("family", ["a2d-qwen2", "CoDA"])
+def test_a_stored_head_counts_whatever_the_config_says_and_else_the_embedding_is_it(
+    family: str, tmp_path: Path, write: Callable[..., Path]
 ) -> None:
-    directory = write(tmp_path / "tied", "qwen2")
-    edit(directory, lambda w: w.update({"lm_head.weight": torch.ones(352, 32)}))
+    directory = write(tmp_path / family, family)
     model = load(directory)
     assert model.head.weight is model.embedding.weight
-
-
-def test_a_head_that_the_config_does_not_speak_of_is_used_where_it_is_stored(
-    tmp_path: Path, write: Callable[..., Path]
-) -> None:
-    directory = write(tmp_path / "coda", "CoDA")
     edit(directory, lambda w: w.update({"lm_head.weight": torch.ones(352, 32)}))
     assert load(directory).head.weight.eq(1).all()
+
+
+def test_a_head_that_should_be_there_is_missed(dream: Path) -> None:
+    edit(dream, lambda w: w.pop("lm_head.weight"))
+    assert "lm_head.weight should have shape [352, 32], found nothing" in refusal(dream)
 
 
 def test_products_are_converted_one_by_one_and_the_head_is_not(dream: Path) -> None:
