@@ -54,7 +54,7 @@ def cpu_runner(model: Denoiser, *, cache_bytes: int | None = None) -> ModelRunne
                 rtol=TOLERANCE,
                 atol=TOLERANCE,
             )
-        except (ImportError, RuntimeError, AssertionError) as error:
+        except Exception as error:  # an optional runtime, of any release, must not be in the way
             why = " ".join(str(error).split())
             plain.problems.append(f"OpenVINO is installed, but fails here: {why}")
             return plain

@@ -86,7 +86,7 @@ class TestRuntime:
         assert runner.problems == []
         assert runner.runtime.startswith("torch ")
 
-    @pytest.mark.parametrize("failure", ["compiling", "logits"])
+    @pytest.mark.parametrize("failure", ["compiling", "another release", "logits"])
     def test_an_openvino_that_fails_or_is_wrong_is_left_aside_and_named(
         self, own_model: Denoiser, monkeypatch: pytest.MonkeyPatch, failure: str
     ) -> None:
@@ -94,6 +94,8 @@ class TestRuntime:
             def __init__(self, model: Denoiser, *, cache_bytes: int | None, threads: int) -> None:
                 if failure == "compiling":
                     raise RuntimeError("no kernel\nfor this processor")
+                if failure == "another release":
+                    raise AttributeError("no opset13")
                 super().__init__(model, cache_bytes=cache_bytes)
 
             def canvas_logits(self, *args: object) -> torch.Tensor:
@@ -104,8 +106,12 @@ class TestRuntime:
         monkeypatch.setitem(sys.modules, "model.engine.openvino_runner", module)
         runner = cpu_runner(own_model)
         assert type(runner) is ModelRunner
-        why = "no kernel for this processor" if failure == "compiling" else "not close"
-        assert why in runner.problems[0]
+        why = {
+            "compiling": "no kernel for this processor",
+            "another release": "no opset13",
+            "logits": "not close",
+        }
+        assert why[failure] in runner.problems[0]
 
     def test_other_dtypes_stay_with_torch(
         self, make_denoiser: Callable[..., Denoiser], monkeypatch: pytest.MonkeyPatch
