@@ -37,6 +37,7 @@ def cpu_runner(model: Denoiser, *, cache_bytes: int | None = None) -> ModelRunne
     most = min(torch.get_num_threads(), MAX_THREADS)
     plain = ModelRunner(model, cache_bytes=cache_bytes)
     if plain.dtype != torch.float32:
+        torch.set_num_threads(most)
         return plain
     ids, context = _sample(model)
     with torch.inference_mode():

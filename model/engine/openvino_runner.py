@@ -42,7 +42,7 @@ class OpenVinoRunner(ModelRunner):
     @property
     def runtime(self) -> str:
         """What computes the steps."""
-        return f"OpenVINO {openvino.__version__}"
+        return f"OpenVINO {openvino.__version__.split('-')[0]}"
 
     def canvas_logits(self, ids_BC: Tensor, context: BatchContext) -> Tensor:
         """See `ModelRunner.canvas_logits`."""
