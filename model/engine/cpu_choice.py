@@ -48,7 +48,7 @@ def cpu_runner(model: Denoiser, *, cache_bytes: int | None = None) -> ModelRunne
         try:
             from model.engine.openvino_runner import OpenVinoRunner
 
-            compiled = OpenVinoRunner(model, cache_bytes=cache_bytes, threads=most)
+            compiled = OpenVinoRunner(model, cache_bytes=cache_bytes)
             torch.testing.assert_close(
                 compiled.canvas_logits(ids, context),
                 plain.canvas_logits(ids, context),

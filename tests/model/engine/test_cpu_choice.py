@@ -91,7 +91,7 @@ class TestRuntime:
         self, own_model: Denoiser, monkeypatch: pytest.MonkeyPatch, failure: str
     ) -> None:
         class Failing(ModelRunner):
-            def __init__(self, model: Denoiser, *, cache_bytes: int | None, threads: int) -> None:
+            def __init__(self, model: Denoiser, *, cache_bytes: int | None) -> None:
                 if failure == "compiling":
                     raise RuntimeError("no kernel\nfor this processor")
                 if failure == "another release":
@@ -128,7 +128,7 @@ class TestRuntime:
         is_taken: bool,
     ) -> None:
         class Compiled(ModelRunner):
-            def __init__(self, model: Denoiser, *, cache_bytes: int | None, threads: int) -> None:
+            def __init__(self, model: Denoiser, *, cache_bytes: int | None) -> None:
                 super().__init__(model, cache_bytes=cache_bytes)
 
         monkeypatch.setattr(cpu_choice, "find_spec", lambda _: object())
