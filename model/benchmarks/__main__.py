@@ -13,6 +13,8 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -187,6 +189,7 @@ def _circumstances(args: argparse.Namespace, setting: Setting) -> Figures:
         "device": _device_name(setting),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "openvino": version("openvino") if find_spec("openvino") else None,
         "model": str(args.model),
         "model_sha256": digest(args.model),
     }

@@ -37,6 +37,7 @@ def cpu_runner(model: Denoiser, *, cache_bytes: int | None = None) -> ModelRunne
     most = min(torch.get_num_threads(), MAX_THREADS)
     plain = ModelRunner(model, cache_bytes=cache_bytes)
     if plain.dtype != torch.float32:
+        torch.set_num_threads(most)
         return plain
     ids, context = _sample(model)
     with torch.inference_mode():
@@ -47,14 +48,14 @@ def cpu_runner(model: Denoiser, *, cache_bytes: int | None = None) -> ModelRunne
         try:
             from model.engine.openvino_runner import OpenVinoRunner
 
-            compiled = OpenVinoRunner(model, cache_bytes=cache_bytes, threads=most)
+            compiled = OpenVinoRunner(model, cache_bytes=cache_bytes)
             torch.testing.assert_close(
                 compiled.canvas_logits(ids, context),
                 plain.canvas_logits(ids, context),
                 rtol=TOLERANCE,
                 atol=TOLERANCE,
             )
-        except (ImportError, RuntimeError, AssertionError) as error:
+        except Exception as error:  # an optional runtime, of any release, must not be in the way
             why = " ".join(str(error).split())
             plain.problems.append(f"OpenVINO is installed, but fails here: {why}")
             return plain

@@ -13,6 +13,5 @@ from typing import Any, cast
 cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
 
 import openvino  # noqa: E402  # pyright: ignore[reportMissingImports]
-from openvino import opset13  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-__all__ = ["openvino", "opset13"]
+__all__ = ["openvino"]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
 
 from model.denoiser import Block, Denoiser, Role
 from model.engine.openvino_api import openvino
-from model.engine.openvino_api import opset13 as ops
 
-Value = openvino.Node | openvino.Output
+ops = openvino.opset13
+Value: TypeAlias = openvino.Node | openvino.Output
 
 
 def step_graph(model: Denoiser) -> openvino.Model:

@@ -19,18 +19,16 @@ from model.engine.openvino_graph import step_graph
 class OpenVinoRunner(ModelRunner):
     """A float32 denoiser on the CPU, its step compiled."""
 
-    def __init__(
-        self, model: Denoiser, *, cache_bytes: int | None = None, threads: int | None = None
-    ) -> None:
-        """Compiles for so many threads (None: torch's number). Raises `ValueError` for another
-        device or dtype, and OpenVINO's own `RuntimeError`s."""
+    def __init__(self, model: Denoiser, *, cache_bytes: int | None = None) -> None:
+        """Compiles for as many threads as torch has. Raises `ValueError` for another device or
+        dtype, and OpenVINO's own `RuntimeError`s."""
         super().__init__(model, cache_bytes=cache_bytes)
         if self.device.type != "cpu" or self.dtype != torch.float32:
             raise ValueError(f"OpenVINO runs float32 on a CPU, not {self.dtype} on {self.device}")
         options = {
             # Of its own accord it takes bf16 where the processor has it.
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         compiled = openvino.Core().compile_model(step_graph(model), "CPU", options)
@@ -42,7 +40,7 @@ class OpenVinoRunner(ModelRunner):
     @property
     def runtime(self) -> str:
         """What computes the steps."""
-        return f"OpenVINO {openvino.__version__}"
+        return f"OpenVINO {openvino.__version__.split('-')[0]}"
 
     def canvas_logits(self, ids_BC: Tensor, context: BatchContext) -> Tensor:
         """See `ModelRunner.canvas_logits`."""

@@ -70,7 +70,8 @@ class Runner(Protocol):
         ...
 
     def denoise(self, batch: Items[Sequence]) -> torch.Tensor:
-        """Logits (B, C, V) of open canvases; what lies behind a smaller one means nothing."""
+        """Logits (B, C, V) of open canvases; what lies behind a smaller one means nothing. They
+        hold until the next forward."""
         ...
 
     def next_logits(self, batch: Items[Sequence]) -> torch.Tensor:

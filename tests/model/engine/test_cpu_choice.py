@@ -86,14 +86,16 @@ class TestRuntime:
         assert runner.problems == []
         assert runner.runtime.startswith("torch ")
 
-    @pytest.mark.parametrize("failure", ["compiling", "logits"])
+    @pytest.mark.parametrize("failure", ["compiling", "another release", "logits"])
     def test_an_openvino_that_fails_or_is_wrong_is_left_aside_and_named(
         self, own_model: Denoiser, monkeypatch: pytest.MonkeyPatch, failure: str
     ) -> None:
         class Failing(ModelRunner):
-            def __init__(self, model: Denoiser, *, cache_bytes: int | None, threads: int) -> None:
+            def __init__(self, model: Denoiser, *, cache_bytes: int | None) -> None:
                 if failure == "compiling":
                     raise RuntimeError("no kernel\nfor this processor")
+                if failure == "another release":
+                    raise AttributeError("no opset13")
                 super().__init__(model, cache_bytes=cache_bytes)
 
             def canvas_logits(self, *args: object) -> torch.Tensor:
@@ -104,8 +106,12 @@ class TestRuntime:
         monkeypatch.setitem(sys.modules, "model.engine.openvino_runner", module)
         runner = cpu_runner(own_model)
         assert type(runner) is ModelRunner
-        why = "no kernel for this processor" if failure == "compiling" else "not close"
-        assert why in runner.problems[0]
+        why = {
+            "compiling": "no kernel for this processor",
+            "another release": "no opset13",
+            "logits": "not close",
+        }
+        assert why[failure] in runner.problems[0]
 
     def test_other_dtypes_stay_with_torch(
         self, make_denoiser: Callable[..., Denoiser], monkeypatch: pytest.MonkeyPatch
@@ -122,7 +128,7 @@ class TestRuntime:
         is_taken: bool,
     ) -> None:
         class Compiled(ModelRunner):
-            def __init__(self, model: Denoiser, *, cache_bytes: int | None, threads: int) -> None:
+            def __init__(self, model: Denoiser, *, cache_bytes: int | None) -> None:
                 super().__init__(model, cache_bytes=cache_bytes)
 
         monkeypatch.setattr(cpu_choice, "find_spec", lambda _: object())
