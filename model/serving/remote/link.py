@@ -78,8 +78,8 @@ class Link:
                 timeout=httpx2.Timeout(_CONNECT_S, read=_SILENCE_S),
                 limits=httpx2.Limits(max_connections=None),
                 # Reading the certificates takes 80 ms, which plain http has no use for.
-                verify=parts.scheme == "https",
-                # Proxies and certificates of the environment, but not for this machine.
+                verify=httpx2.create_ssl_context() if parts.scheme == "https" else False,
+                # The environment's proxies, but not for this machine.
                 trust_env=not is_local,
                 follow_redirects=False,  # the key is for this engine and no other
             )
