@@ -142,11 +142,12 @@ def _requests(source: Path, keystrokes: int, place: int) -> Iterator[InfillReque
     text = source.read_text("utf-8")
     start = _WINDOW_CHARS + place * len(text) // 5
     begins = start - _WINDOW_CHARS  # the window stays where it is while somebody types in it
+    after = text[start + keystrokes * _CHARS_A_KEYSTROKE :][: _WINDOW_CHARS // 3]
     for stroke in range(keystrokes):
         cursor = start + stroke * _CHARS_A_KEYSTROKE
         yield InfillRequest(
             prefix=text[begins:cursor],
-            suffix=text[start : start + _WINDOW_CHARS // 3],
+            suffix=after,
             starts_file=begins == 0,
             ends_file=False,
             language="python",

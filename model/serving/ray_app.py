@@ -173,12 +173,13 @@ def join_cluster(cluster: Cluster) -> None:
     started it. Raises `EngineUnavailableError` when there is none, and without Ray.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's telemetry, on by default
+    ray = _optional("ray")
     try:
         if cluster.address:
-            _optional("ray").init(address=cluster.address)
+            ray.init(address=cluster.address)
         else:
-            _optional("ray").init(address="local", include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(address="local", include_dashboard=False)
+    except Exception as error:  # a start that takes too long is Ray's bare `Exception`
         raise EngineUnavailableError(f"there is no Ray cluster to join: {error}") from error
 
 

@@ -34,6 +34,8 @@ _SILENCE_S = 60.0
 """How long an answer may pause."""
 _LATER = (408, 429, 500, 502, 503, 504)
 """Statuses after which the same question may be answered."""
+_LONGEST_QUIET_S = 3600.0
+"""The longest that a `Retry-After` is taken at its word."""
 _MAX_REPLY_BYTES = 4 * 2**20
 _SHOWN_CHARS = 200
 
@@ -196,7 +198,7 @@ class Link:
             return ComplaintError(f"{self.name} refuses the request{said}")
         later_s = _retry_after_s(response.headers.get("retry-after", ""))
         if later_s is not None:
-            self._quiet_until = time.monotonic() + later_s
+            self._quiet_until = time.monotonic() + min(later_s, _LONGEST_QUIET_S)
         if status == 429:
             return EngineOverloadedError(f"{self.name} has had enough requests for now{said}")
         return EngineUnavailableError(f"{self.name} is in trouble{said}")
