@@ -119,7 +119,7 @@ async def _typed(
             if len(results) == kill_after:
                 os.kill(int(result.candidates[0].text), signal.SIGKILL)
 
-    with _counting() as gone:
+    with _DeadReplicas() as gone:
         await asyncio.gather(*map(type_in, _sources(documents)))
     return Counted(
         round=name,
@@ -142,11 +142,12 @@ def _requests(source: Path, keystrokes: int, place: int) -> Iterator[InfillReque
     text = source.read_text("utf-8")
     start = _WINDOW_CHARS + place * len(text) // 5
     begins = start - _WINDOW_CHARS  # the window stays where it is while somebody types in it
+    after = text[start + keystrokes * _CHARS_A_KEYSTROKE :][: _WINDOW_CHARS // 3]
     for stroke in range(keystrokes):
         cursor = start + stroke * _CHARS_A_KEYSTROKE
         yield InfillRequest(
             prefix=text[begins:cursor],
-            suffix=text[start : start + _WINDOW_CHARS // 3],
+            suffix=after,
             starts_file=begins == 0,
             ends_file=False,
             language="python",
@@ -156,18 +157,18 @@ def _requests(source: Path, keystrokes: int, place: int) -> Iterator[InfillReque
         )
 
 
-class _counting(logging.Handler):
-    """Collects what the gateway says of dead replicas."""
+class _DeadReplicas(logging.Handler):
+    """Collects, while it is open, what the gateway says of dead replicas."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records = list[logging.LogRecord]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == "%s (%s)" and REPLICA_GONE in record.getMessage():
+        if REPLICA_GONE in record.getMessage():
             self.records.append(record)
 
-    def __enter__(self) -> _counting:
+    def __enter__(self) -> _DeadReplicas:
         logging.getLogger("model.serving.ray_app").addHandler(self)
         return self
 

@@ -14,12 +14,13 @@ again at the next one on the ring; an infill changes nothing, so asking twice do
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from model.api import (
     Completer,
     CompletionError,
     EngineUnavailableError,
+    Frame,
     FrameListener,
     InfillRequest,
     InfillResult,
@@ -70,16 +72,37 @@ class Replica:
     def __init__(self, load: Callable[[], Completer]) -> None:
         self._completer = load()
 
-    async def complete(self, request: InfillRequest) -> InfillResult | CompletionError:
+    async def complete(
+        self, request: InfillRequest, on_frame: FrameListener | None = None
+    ) -> InfillResult | CompletionError:
         """Fill the holes; an error comes back as a value, lest Ray take it for its own."""
         try:
-            return await self._completer.complete(request)
+            return await self._completer.complete(request, on_frame=on_frame)
         except CompletionError as error:
             return error
 
+    async def watch(
+        self, request: InfillRequest
+    ) -> AsyncGenerator[Frame | InfillResult | CompletionError]:
+        """What `complete` returns, after all frames. Closing this cancels the completer."""
+        loop = asyncio.get_running_loop()
+        frames: asyncio.Queue[Frame | None] = asyncio.Queue()
+
+        def on_frame(frame: Frame) -> None:  # may be called from the engine's thread
+            loop.call_soon_threadsafe(frames.put_nowait, frame)
+
+        fill = asyncio.create_task(self.complete(request, on_frame))
+        fill.add_done_callback(lambda _: frames.put_nowait(None))
+        try:
+            while (frame := await frames.get()) is not None:
+                yield frame
+            yield fill.result()
+        finally:
+            fill.cancel()
+
 
 class RayCompleter:
-    """A `Completer` over the replicas behind a Serve handle. It shows no frames.
+    """A `Completer` over the replicas behind a Serve handle.
 
     `died` is what awaiting a request of a dead replica raises. `affine` says whether a document
     stays with a replica; False is for measuring what that is worth.
@@ -93,7 +116,7 @@ class RayCompleter:
     async def complete(
         self, request: InfillRequest, *, on_frame: FrameListener | None = None
     ) -> InfillResult:
-        """Have a replica fill the holes, and another one if that one dies.
+        """Have a replica fill the holes, and another one, from the first frame, if that one dies.
 
         Raises the replica's `CompletionError`, and `EngineUnavailableError` when none is left.
         """
@@ -101,14 +124,11 @@ class RayCompleter:
         session = f"{request.client}\0{request.document}" if self._affine else ""
         handle = self.handle.options(session_id=session)
         for _ in range(_ATTEMPTS):
-            response = handle.complete.remote(_due(request, started))
             try:
-                outcome = await response
+                outcome = await _outcome(handle, _due(request, started), on_frame)
             except self.died as error:
                 logger.warning("%s (%s)", REPLICA_GONE, type(error).__name__)
                 continue
-            finally:
-                response.cancel()  # nothing, unless we are leaving before the answer
             if isinstance(outcome, CompletionError):
                 raise outcome
             return outcome
@@ -116,6 +136,26 @@ class RayCompleter:
 
     async def close(self) -> None:
         """The replicas are others' as well, and stay."""
+
+
+async def _outcome(
+    handle: Any, request: InfillRequest, on_frame: FrameListener | None
+) -> InfillResult | CompletionError:
+    """What a replica makes of `request`; leaving early stops it."""
+    if on_frame is None:
+        response = handle.complete.remote(request)
+    else:  # a message for each frame
+        response = handle.options(stream=True).watch.remote(request)
+    try:
+        if on_frame is None:
+            return await response
+        async for reply in response:
+            if not isinstance(reply, Frame):
+                return reply
+            on_frame(reply)
+        return EngineUnavailableError("the replica ended without an answer")
+    finally:
+        response.cancel()  # does nothing to one that has answered
 
 
 def _due(request: InfillRequest, started: float) -> InfillRequest:
@@ -133,12 +173,13 @@ def join_cluster(cluster: Cluster) -> None:
     started it. Raises `EngineUnavailableError` when there is none, and without Ray.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's telemetry, on by default
+    ray = _optional("ray")
     try:
         if cluster.address:
-            _optional("ray").init(address=cluster.address)
+            ray.init(address=cluster.address)
         else:
-            _optional("ray").init(address="local", include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(address="local", include_dashboard=False)
+    except Exception as error:  # a start that takes too long is Ray's bare `Exception`
         raise EngineUnavailableError(f"there is no Ray cluster to join: {error}") from error
 
 

@@ -33,7 +33,7 @@ async def kind_of(address: EngineAddress) -> Kind:
             base_url=base_url(address.url),
             timeout=_TIMEOUT_S,
             trust_env=not is_loopback(host),
-            verify=address.url.startswith("https:"),
+            verify=httpx2.create_ssl_context() if address.url.startswith("https:") else False,
         ) as http:
             found = _by_health(await http.get("/health"))
             if found is None:

@@ -34,6 +34,8 @@ _SILENCE_S = 60.0
 """How long an answer may pause."""
 _LATER = (408, 429, 500, 502, 503, 504)
 """Statuses after which the same question may be answered."""
+_LONGEST_QUIET_S = 3600.0
+"""The longest that a `Retry-After` is taken at its word."""
 _MAX_REPLY_BYTES = 4 * 2**20
 _SHOWN_CHARS = 200
 
@@ -78,8 +80,8 @@ class Link:
                 timeout=httpx2.Timeout(_CONNECT_S, read=_SILENCE_S),
                 limits=httpx2.Limits(max_connections=None),
                 # Reading the certificates takes 80 ms, which plain http has no use for.
-                verify=parts.scheme == "https",
-                # Proxies and certificates of the environment, but not for this machine.
+                verify=httpx2.create_ssl_context() if parts.scheme == "https" else False,
+                # The environment's proxies, but not for this machine.
                 trust_env=not is_local,
                 follow_redirects=False,  # the key is for this engine and no other
             )
@@ -196,7 +198,7 @@ class Link:
             return ComplaintError(f"{self.name} refuses the request{said}")
         later_s = _retry_after_s(response.headers.get("retry-after", ""))
         if later_s is not None:
-            self._quiet_until = time.monotonic() + later_s
+            self._quiet_until = time.monotonic() + min(later_s, _LONGEST_QUIET_S)
         if status == 429:
             return EngineOverloadedError(f"{self.name} has had enough requests for now{said}")
         return EngineUnavailableError(f"{self.name} is in trouble{said}")

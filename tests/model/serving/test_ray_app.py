@@ -20,6 +20,7 @@ from model.api import (
     Completer,
     EngineOverloadedError,
     EngineUnavailableError,
+    Frame,
     InfillRequest,
     InfillResult,
 )
@@ -110,6 +111,30 @@ async def test_a_session_is_a_document_of_a_client() -> None:
     assert roaming.handle.sessions == [""]
 
 
+async def test_a_replicas_frames_come_before_its_answer_and_closing_cancels_it() -> None:
+    cancelled = asyncio.Event()
+
+    class Framing:
+        async def complete(self, request: InfillRequest, *, on_frame: Any = None) -> InfillResult:
+            on_frame(Frame(step=0, slots=(None,)))
+            if request.prefix == "wait":
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    cancelled.set()
+            return answer("x")
+
+        async def close(self) -> None: ...
+
+    replica = Replica(Framing)
+    replies = [reply async for reply in replica.watch(InfillRequest(prefix="a"))]
+    assert replies == [Frame(step=0, slots=(None,)), answer("x")]
+    watching = replica.watch(InfillRequest(prefix="wait"))
+    assert await anext(watching) == Frame(step=0, slots=(None,))
+    await watching.aclose()
+    await asyncio.wait_for(cancelled.wait(), 10)
+
+
 async def test_a_replicas_error_is_a_value() -> None:
     class Refusing:
         async def complete(self, request: InfillRequest, **_: object) -> InfillResult:
@@ -181,6 +206,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayComp
     # Workers start with the path of this process.
     environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80 * 2**20,
@@ -272,8 +298,12 @@ async def test_the_gateway_is_an_engine_like_any_other(tmp_path: Path):
             state = health.state if health else ""
             assert state != "failed", health
             await asyncio.sleep(0.2)
-        result = await client.complete(InfillRequest(prefix="def add(a, b):\n    return "))
+        request = InfillRequest(prefix="def add(a, b):\n    return ")
+        result = await client.complete(request)
         assert result.candidates[0].text
+        frames = list[Frame]()
+        assert (await client.complete(request, on_frame=frames.append)).candidates
+        assert frames
     finally:
         await client.close()
         process.terminate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +102,9 @@ class FakeRemote:
 
 
 @contextlib.asynccontextmanager
-async def fake_remote(routes: Mapping[str, Reply | Sequence[Reply]]) -> AsyncIterator[FakeRemote]:
+async def fake_remote(
+    routes: Mapping[str, Reply | Sequence[Reply]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[FakeRemote]:
     fake = FakeRemote(routes)
     handlers = set[asyncio.Task[None]]()
 
@@ -114,8 +117,8 @@ async def fake_remote(routes: Mapping[str, Reply | Sequence[Reply]]) -> AsyncIte
         finally:
             handlers.discard(task)
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+    fake.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield fake
     finally:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
 import pytest
 from fake_remote import Reply, fake_remote, json_reply, stream_reply
 from shapes import (
@@ -180,3 +185,35 @@ def test_a_password_in_the_address_is_refused_and_not_quoted() -> None:
 def test_a_template_needs_each_part_once(template: str) -> None:
     with pytest.raises(InvalidRequestError, match="once each"):
         EngineAddress(url="http://localhost", fim_template=template)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "2"]
+    names = ["-subj", "/CN=engine", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [*command, *names, "-keyout", str(key), "-out", str(made)], check=True, capture_output=True
+    )
+    return made, key
+
+
+@pytest.mark.parametrize("kind", ["auto", "llama.cpp", "mezzotint"])
+async def test_a_certificate_counts_that_the_environment_names(
+    certificate: tuple[Path, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*certificate)
+    health = {"state": "ready", "message": "serving m"} if kind == "mezzotint" else {"status": "ok"}
+    async with fake_remote({"/health": json_reply(health, **LLAMA_CPP)}, tls) as fake:
+        address = EngineAddress(url=fake.url, kind=kind, key="sesame")
+        with pytest.raises(EngineUnavailableError):
+            await (await connect_remote(address)).health()
+        assert not fake.asked  # not even the key
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        connection = await connect_remote(address)
+        assert (await connection.health()).state == "ready"
+        await connection.close()
