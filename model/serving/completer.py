@@ -31,14 +31,14 @@ from model.engine.assembly import engine_for
 from model.engine.eight_bits import Float8Linear, Int8Linear
 from model.engine.engine import Engine
 from model.engine.joint_runner import ContextCache
-from model.engine.open_assembly import open_engine
+from model.engine.open_assembly import canvas_slots, open_engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
 from model.families.memory import require_memory
 from model.families.tokenizer import OpenTokenizer
 from model.families.transformer import Transformer
-from model.infill import CANVAS_SIZES, CanvasLayout, Layout, StreamLayout
+from model.infill import CanvasLayout, Layout, StreamLayout
 from model.tokenizer import CodeTokenizer
 
 FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
@@ -74,7 +74,7 @@ class EngineCompleter:
             assert isinstance(tokenizer, OpenTokenizer)
             self._layout = layout = OpenLayout(model.config, tokenizer)
             self._engine = open_engine(model, layout, cache=context_cache)
-            self._canvas_slots = _canvas_slots(layout)
+            self._canvas_slots = canvas_slots(layout)
 
     @property
     def engine(self) -> Engine:
@@ -210,13 +210,6 @@ class EngineCompleter:
             for i in sequence.canvas
         )
         return Frame(step=sequence.step, slots=slots)
-
-
-def _canvas_slots(layout: OpenLayout) -> Callable[[Sequence], int]:
-    """The most slots of a canvas: all there may be, or those up to a block's edge."""
-    if layout.config.attention == "full":
-        return lambda _: CANVAS_SIZES[-1]
-    return lambda s: layout.slots_to_edge(s.prefix, s.suffix, len(s.committed))
 
 
 def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:
