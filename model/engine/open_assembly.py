@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from model.engine.engine import Engine
 from model.engine.joint_runner import ContextCache, JointRunner
 from model.engine.length import ExpandDelete, LearnedEnd, LengthPolicy, LengthSearch
 from model.engine.sampler import Vocabulary
+from model.engine.sequence import Sequence
 from model.families.layout import OpenLayout
 from model.families.transformer import Transformer
+from model.infill import CANVAS_SIZES
 
 
 def open_engine(model: Transformer, layout: OpenLayout, *, cache: ContextCache = "none") -> Engine:
@@ -17,6 +21,13 @@ def open_engine(model: Transformer, layout: OpenLayout, *, cache: ContextCache =
     length = _length_policy(layout)
     runner = JointRunner(model, layout, cache=cache)
     return Engine(runner, _vocabulary(layout, length, runner.device), length)
+
+
+def canvas_slots(layout: OpenLayout) -> Callable[[Sequence], int]:
+    """`Fill.canvas_slots` of a model: all there may be, or those up to its block's edge."""
+    if layout.config.attention == "full":
+        return lambda _: CANVAS_SIZES[-1]
+    return lambda s: layout.slots_to_edge(s.prefix, s.suffix, len(s.committed))
 
 
 def _length_policy(layout: OpenLayout) -> LengthPolicy:

@@ -33,14 +33,14 @@ from model.engine.assembly import engine_for
 from model.engine.eight_bits import Float8Linear, Int8Linear
 from model.engine.engine import Engine
 from model.engine.joint_runner import ContextCache
-from model.engine.open_assembly import open_engine
+from model.engine.open_assembly import canvas_slots, open_engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
 from model.families.memory import require_memory
 from model.families.tokenizer import OpenTokenizer
 from model.families.transformer import Transformer
-from model.infill import CANVAS_SIZES, CanvasLayout, Layout, StreamLayout, fitted
+from model.infill import CanvasLayout, Layout, StreamLayout, fitted
 from model.tokenizer import CodeTokenizer
 
 FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
@@ -76,7 +76,7 @@ class EngineCompleter:
             assert isinstance(tokenizer, OpenTokenizer)
             self._layout = layout = OpenLayout(model.config, tokenizer)
             self._engine = open_engine(model, layout, cache=context_cache)
-            self._canvas_slots = _canvas_slots(layout)
+            self._canvas_slots = canvas_slots(layout)
 
     @property
     def engine(self) -> Engine:
@@ -236,13 +236,6 @@ class EngineCompleter:
         text = self._text(decided, request.typed).rstrip("\ufffd")
         stays = len(sequence.fill.sequences) == 1 and request.remask is None
         return Frame(step=sequence.step, slots=slots, text=text, text_stays=stays, context=context)
-
-
-def _canvas_slots(layout: OpenLayout) -> Callable[[Sequence], int]:
-    """The most slots of a canvas: all there may be, or those up to a block's edge."""
-    if layout.config.attention == "full":
-        return lambda _: CANVAS_SIZES[-1]
-    return lambda s: layout.slots_to_edge(s.prefix, s.suffix, len(s.committed))
 
 
 def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:
