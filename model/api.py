@@ -427,8 +427,6 @@ def load(
     attention: `dual` keeps what surrounds a canvas as it was in its first step, an approximation.
     Raises `CheckpointError`.
     """
-    from model.serving.completer import EngineCompleter
+    from model.serving.loading import load_completer
 
-    return EngineCompleter.from_checkpoint(
-        path, device=device, dtype=dtype, context_cache=context_cache
-    )
+    return load_completer(path, device=device, dtype=dtype, context_cache=context_cache)

@@ -17,6 +17,7 @@ from model.evaluation.holes import cut_holes
 from model.evaluation.problems import load_problems
 from model.evaluation.sources import SourceText, load_sources
 from model.serving.completer import EngineCompleter
+from model.serving.loading import completer_of, load_completer
 from model.tokenizer import CodeTokenizer
 
 OWN_FILES = SHIPPED_WEIGHTS.parent
@@ -79,7 +80,7 @@ class Setting:
 
     def open_completer(self) -> EngineCompleter:
         """The checkpoint, loaded. Raises `CheckpointError`."""
-        return EngineCompleter.from_checkpoint(self.model, device=self.device, dtype=self.dtype)
+        return load_completer(self.model, device=self.device, dtype=self.dtype)
 
     @cached_property
     def tokenizer(self) -> CodeTokenizer:
@@ -112,7 +113,7 @@ class Setting:
             # Nor zeros, which a processor multiplies with less power, so at a higher clock.
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-        return EngineCompleter(model.requires_grad_(False).eval(), self.tokenizer)
+        return completer_of(model.requires_grad_(False).eval(), self.tokenizer)
 
     # ---- text ----------------------------------------------------------------------------
 

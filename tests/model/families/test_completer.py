@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.api import CheckpointError, Frame, InfillRequest, InvalidRequestError, load
-from model.serving.completer import EngineCompleter
+from model.serving.loading import load_completer
 from model.serving.swap import SwappableCompleter
 
 FAMILIES = ("Dream", "DreamOn", "llada", "qwen2", "a2d-qwen2", "sdar", "llama", "CoDA")
@@ -44,7 +44,7 @@ async def test_every_family_fills_a_hole(family: str, checkpoints: Callable[[str
 async def test_every_family_fills_a_hole_of_known_length_behind_what_is_typed(
     family: str, checkpoints: Callable[[str], Path]
 ) -> None:
-    completer = EngineCompleter.from_checkpoint(checkpoints(family), device="cpu")
+    completer = load_completer(checkpoints(family), device="cpu")
     oracle = replace(REQUEST, length_of="return a + b")
     typed = replace(REQUEST, typed="return", candidates=2)
     try:
@@ -62,7 +62,7 @@ async def test_every_family_fills_a_hole_of_known_length_behind_what_is_typed(
 async def test_several_lengths_come_back_best_first(
     family: str, checkpoints: Callable[[str], Path]
 ) -> None:
-    completer = EngineCompleter.from_checkpoint(checkpoints(family), device="cpu")
+    completer = load_completer(checkpoints(family), device="cpu")
     try:
         result = await completer.complete(replace(REQUEST, lengths=(2, 5)))
     finally:
@@ -77,7 +77,7 @@ async def test_several_lengths_come_back_best_first(
 async def test_a_text_that_nothing_follows_goes_on_until_the_model_ends_it(
     family: str, checkpoints: Callable[[str], Path]
 ) -> None:
-    completer = EngineCompleter.from_checkpoint(checkpoints(family), device="cpu")
+    completer = load_completer(checkpoints(family), device="cpu")
     try:
         request = replace(REQUEST, suffix="", max_new_tokens=40)
         result = await completer.complete(request)
@@ -90,7 +90,7 @@ async def test_a_text_that_nothing_follows_goes_on_until_the_model_ends_it(
 async def test_a_family_fills_several_holes_or_says_that_it_cannot(
     family: str, checkpoints: Callable[[str], Path]
 ) -> None:
-    completer = EngineCompleter.from_checkpoint(checkpoints(family), device="cpu")
+    completer = load_completer(checkpoints(family), device="cpu")
     try:
         with pytest.raises(InvalidRequestError, match="no causal reading"):
             await completer.complete(replace(REQUEST, policy="autoregressive"))
@@ -109,7 +109,7 @@ async def test_a_family_fills_several_holes_or_says_that_it_cannot(
 async def test_a_longer_context_than_the_model_reads_is_cut_at_its_far_edges(
     checkpoints: Callable[[str], Path],
 ) -> None:
-    completer = EngineCompleter.from_checkpoint(checkpoints("Dream"), device="cpu")
+    completer = load_completer(checkpoints("Dream"), device="cpu")
     try:
         await completer.complete(replace(REQUEST, prefix=REQUEST.prefix * 100))
     finally:
@@ -123,7 +123,7 @@ async def test_a_block_causal_model_without_fill_in_the_middle_says_what_it_does
     file = directory / "tokenizer.json"
     file.write_text(file.read_text().replace("<|fim_", "<|other_"))
     for path, expected in ((directory, 1), (checkpoints("sdar"), 0)):
-        completer = EngineCompleter.from_checkpoint(path, device="cpu")
+        completer = load_completer(path, device="cpu")
         await completer.complete(REQUEST)
         await completer.close()
         assert len(completer.problems) == expected
@@ -131,7 +131,7 @@ async def test_a_block_causal_model_without_fill_in_the_middle_says_what_it_does
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 async def test_smaller_dtypes_fill_as_well(dtype: str, checkpoints: Callable[[str], Path]) -> None:
-    completer = EngineCompleter.from_checkpoint(checkpoints("Dream"), device="cpu", dtype=dtype)
+    completer = load_completer(checkpoints("Dream"), device="cpu", dtype=dtype)
     result = await completer.complete(REQUEST)
     await completer.close()
     assert result.candidates

@@ -19,7 +19,7 @@ from model.families.configs import read_config
 from model.families.tokenizer import OpenTokenizer
 from model.families.transformer import visibility
 from model.families.weights import load_transformer
-from model.serving.completer import EngineCompleter
+from model.serving.loading import load_completer
 
 FAMILIES = ("Dream", "DreamOn", "llada", "qwen2", "a2d-qwen2", "sdar", "llama", "CoDA")
 BLOCKS = {"sdar": 4, "llama": 4}
@@ -280,7 +280,7 @@ async def test_a_fill_is_what_the_published_loop_gives(
 ) -> None:
     reference = ReferenceFill(checkpoints(family), family)
     expected = reference.of_length(len(reference.words.encode(MIDDLE)))
-    completer = EngineCompleter.from_checkpoint(checkpoints(family), device="cpu")
+    completer = load_completer(checkpoints(family), device="cpu")
     request = InfillRequest(prefix=PREFIX, suffix=SUFFIX, length_of=MIDDLE, threshold=1.0)
     result = await completer.complete(request)
     await completer.close()
@@ -301,7 +301,7 @@ async def test_dreamon_expands_and_deletes_as_its_published_loop(
     save_file(weights, directory / "model.safetensors")
     reference = ReferenceFill(directory, "DreamOn")
     expected, num_expanded, num_deleted = reference.dreamon(5, 5)
-    completer = EngineCompleter.from_checkpoint(directory, device="cpu")
+    completer = load_completer(directory, device="cpu")
     request = InfillRequest(prefix=PREFIX, suffix=SUFFIX, max_new_tokens=5, threshold=1.0)
     result = await completer.complete(request)
     await completer.close()

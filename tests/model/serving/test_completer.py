@@ -22,6 +22,7 @@ from model.checkpoint import save_checkpoint
 from model.denoiser import Denoiser
 from model.engine.sequence import Sequence
 from model.serving.completer import EngineCompleter
+from model.serving.loading import completer_of, load_completer
 from model.tokenizer import CodeTokenizer
 
 TIMEOUT_S = 120
@@ -34,7 +35,7 @@ def model(tokenizer: CodeTokenizer, make_denoiser: Callable[..., Denoiser]) -> D
 
 @pytest.fixture
 async def completer(model: Denoiser, tokenizer: CodeTokenizer) -> AsyncIterator[EngineCompleter]:
-    completer = EngineCompleter(model, tokenizer)
+    completer = completer_of(model, tokenizer)
     yield completer
     await completer.close()
 
@@ -332,7 +333,7 @@ class TestFromCheckpoint:
     ) -> None:
         threads: list[int] = []
         monkeypatch.setattr(torch, "set_num_threads", threads.append)  # of the whole process
-        completer = EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="float32")
+        completer = load_completer(checkpoint, device="cpu", dtype="float32")
         result = await completer.complete(InfillRequest(prefix="x = ", steps=1))
         assert len(result.candidates) == 1
         assert 1 <= threads[0] <= 8
@@ -350,23 +351,23 @@ class TestFromCheckpoint:
         self, checkpoint: Path, device: str, message: str
     ) -> None:
         with pytest.raises(CheckpointError, match=message):
-            EngineCompleter.from_checkpoint(checkpoint, device=device)
+            load_completer(checkpoint, device=device)
 
     def test_a_dtype_it_does_not_know_is_named(self, checkpoint: Path) -> None:
         with pytest.raises(
             CheckpointError, match=r"'half' is not known; use auto or one of float32, bfloat16"
         ):
-            EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="half")
+            load_completer(checkpoint, device="cpu", dtype="half")
 
     def test_float8_on_a_device_without_it_is_an_error_that_says_what_to_use(
         self, checkpoint: Path
     ) -> None:
         with pytest.raises(CheckpointError, match=r"needs a CUDA card.*use bfloat16"):
-            EngineCompleter.from_checkpoint(checkpoint, device="cpu", dtype="float8")
+            load_completer(checkpoint, device="cpu", dtype="float8")
 
     def test_a_directory_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="there is no checkpoint directory"):
-            EngineCompleter.from_checkpoint(tmp_path / "nowhere")
+            load_completer(tmp_path / "nowhere")
 
 
 class TestForOthersApis:
