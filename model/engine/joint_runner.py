@@ -161,7 +161,15 @@ class JointRunner:
         sources = [row.sources + [0] * (size - len(row.sources)) for row in rows]
         index = torch.tensor(sources, device=self.device)[..., None]
         slots = hidden.gather(1, index.expand(-1, -1, hidden.shape[-1]))
-        return F.pad(self.model.logits(slots), (0, 1), value=float("-inf"))
+        return self._with_one_end(self.model.logits(slots))
+
+    def _with_one_end(self, logits_BCV: Tensor) -> Tensor:
+        """All ways to end a text as the one that the engine knows, and the engine's own id."""
+        tokenizer = self.layout.tokenizer
+        if tokenizer.turn_end_ids and tokenizer.end_id != tokenizer.no_token_id:
+            ends = [tokenizer.end_id, *tokenizer.turn_end_ids]
+            logits_BCV[..., tokenizer.end_id] = logits_BCV[..., ends].logsumexp(dim=-1)
+        return F.pad(logits_BCV, (0, 1), value=float("-inf"))
 
     # ---- what a step runs ------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
     full attention:   [BOS] prefix [MASK]*n suffix [EOS]         [BOS] text [MASK]*n
     block-causal:     [BOS] <fim_prefix> prefix <fim_suffix> suffix <fim_middle> [MASK]*n
+                                                                  [BOS] text [MASK]*n
 
 Where nothing follows the hole, a full-attention model writes its own end, so none is given (but to
 DreamOn, whose holes always lie between texts). A block-causal model never looks ahead, so what
@@ -56,7 +57,7 @@ class OpenLayout:
         split = len(prefix) - num_committed
         edge, before = self._tokens(prefix[:1]), self._tokens(prefix[1:split])
         fim = self.tokenizer.fill_in_the_middle
-        if fim is None:
+        if fim is None or not after:
             return [*edge, *before, *prefix[split:]], []
         parts = [[fim.prefix, *before], [fim.suffix, *after]]
         if fim.order == "suffix-prefix":

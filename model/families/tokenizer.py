@@ -25,6 +25,8 @@ MASK_NAMES = ("<|mask|>", "<|mdm_mask|>", "<M>", "<|MASK|>", "<MASK>", "<[MASK_T
 Stable-DiffCoder."""
 EXPAND_NAMES = ("<|expand|>",)
 """DreamOn's token that turns into two masks."""
+TURN_END_NAMES = ("<|im_end|>", "<|eot_id|>")
+"""What ends an answer in a conversation: Qwen's families and Dream; LLaDA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ class OpenTokenizer:
         self.end_id = self._end_id(config)
         """What the model writes behind the end of a text that nothing follows; `no_token_id` where
         it does not, or means something else by it (DreamOn: a deletion)."""
+        turn_ends = (self._texts.token_to_id(name) for name in TURN_END_NAMES)
+        self.turn_end_ids = tuple(i for i in turn_ends if i is not None)
+        """What it may write instead to end an answer."""
         # Some tokenizers have their added tokens in the vocabulary as well.
         text_ids = set(self._texts.get_vocab(with_added_tokens=False).values())
         text_ids -= self._texts.get_added_tokens_decoder().keys()

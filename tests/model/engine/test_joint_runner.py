@@ -42,6 +42,7 @@ class FakeTokenizer:
     """The ids that a layout asks for."""
 
     no_token_id, vocab_size, bos_id, eos_id, expand_id = VOCAB, VOCAB + 1, None, EOS, None
+    end_id, turn_end_ids = EOS, ()
     special_ids = frozenset(range(35, VOCAB + 1))
     fill_in_the_middle = FillInTheMiddle(35, 36, 37, "prefix-suffix")
 
@@ -94,6 +95,20 @@ def test_a_canvas_is_read_between_prefix_and_suffix_by_the_familys_shift(kind: s
     first = 2 if kind == "shifted" else 3
     torch.testing.assert_close(logits[0, :3, :VOCAB], expected[first : first + 3])
     assert logits[..., VOCAB].eq(float("-inf")).all()
+
+
+def test_what_ends_an_answer_counts_as_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_of(CONFIGS["unshifted"])
+    sequence = sequence_of(runner, [1, 2, 3], [], length=2)
+    plain = runner.denoise([sequence])
+    monkeypatch.setattr(FakeTokenizer, "turn_end_ids", (36, 37))
+    folded = runner.denoise([sequence])
+    expected = plain[..., [EOS, 36, 37]].exp().sum(dim=-1).log()
+    torch.testing.assert_close(folded[..., EOS], expected)
+    others = [i for i in range(VOCAB) if i != EOS]
+    assert folded[..., others].equal(plain[..., others])
+    monkeypatch.setattr(FakeTokenizer, "end_id", VOCAB)  # DreamOn's, whose EOS deletes
+    assert runner.denoise([sequence]).equal(plain)
 
 
 def test_without_a_prefix_the_first_slot_of_a_shifted_model_predicts_itself() -> None:

@@ -71,6 +71,14 @@ def test_block_causal_models_read_what_follows_first(checkpoints: Callable[[str]
     assert around(seed) == ([bos, fim.suffix, 58, 59, fim.prefix, 55, 56, 57, fim.middle], [])
 
 
+def test_a_block_causal_model_that_nothing_follows_just_goes_on(
+    checkpoints: Callable[[str], Path],
+) -> None:
+    sdar, seed = of(checkpoints("sdar")), of(checkpoints("llama"))
+    assert around(sdar, []) == (PREFIX, [])
+    assert around(seed, []) == ([seed.tokenizer.bos_id, *PREFIX], [])
+
+
 def test_what_is_committed_stays_behind_the_middle_token(
     checkpoints: Callable[[str], Path],
 ) -> None:

@@ -37,6 +37,8 @@ def test_each_family_has_its_mask_and_its_ends(
     assert tokenizer.eos_id == plain.token_to_id(settings["eos_token"])
     bos = settings["bos_token"]
     assert tokenizer.bos_id == (bos and plain.token_to_id(bos["content"]))
+    turn_end = plain.token_to_id("<|im_end|>")
+    assert tokenizer.turn_end_ids == (() if turn_end is None else (turn_end,))
     assert (tokenizer.expand_id is not None) == (family == "DreamOn")
     assert (tokenizer.fill_in_the_middle is not None) == (family in ("sdar", "llama"))
     assert {tokenizer.mask_id, tokenizer.eos_id, tokenizer.no_token_id} <= tokenizer.special_ids
