@@ -59,17 +59,13 @@ class Window:
     def go_to(self, document: Path, *, line: int, column: int) -> None:
         """Show another document of the workspace, as by its name."""
         self.press("Control+p")
-        self.page.locator(".quick-input-widget input[type='text']").fill(document.name)
-        row = self.page.locator(
-            ".quick-input-list .monaco-list-row.focused", has_text=document.name
-        )
-        row.wait_for()
+        place = f"{document.name}:{line}:{column}"
+        self.page.locator(".quick-input-widget input[type='text']").fill(place)
+        row = ".quick-input-list .monaco-list-row.focused"
+        self.page.locator(row, has_text=document.name).wait_for()
         self.press("Enter")
         self.page.locator(".tab.active", has_text=document.name).wait_for()
         self.document = document
-        self.press("Control+g")
-        self.page.locator(".quick-input-widget input[type='text']").fill(f":{line}:{column}")
-        self.press("Enter")
         self.wait_for_cursor(line, column)
 
     def wait_for_cursor(self, line: int, column: int) -> None:
