@@ -226,8 +226,7 @@ async def _health(descriptor: Path) -> str:
         await connection.close()
     if health.state == "failed":
         raise _WrongError(f"{process} has failed: {health.message}")
-    why = f": {health.message}" if "slowly" in health.message else ""
-    return f"{process} is {health.state}, with {health.model}{why}"
+    return f"{process} is {health.state}: {health.message}"
 
 
 # --- A completion ---------------------------------------------------------------------------
@@ -244,13 +243,13 @@ def _test_fill(model: Path, device: str) -> str:
     first, second = asyncio.run(_fill_twice(completer))
     if not second.candidates:
         raise _WrongError("the model gave no candidate")
-    slow: list[str] = getattr(completer, "problems", [])
+    problems: list[str] = getattr(completer, "problems", [])
     runtime: str = getattr(completer, "runtime", "")
     return (
         f"{second.candidates[0].text!r} in {second.ms:.0f} ms, {second.forwards} forwards "
         f"(the first time {first.ms:.0f} ms, after {loaded - started:.1f} s of loading)"
         + (f", by {runtime}" if runtime else "")
-        + "".join(f"; slowly: {why}" for why in slow)
+        + "".join(f"; {why}" for why in problems)
     )
 
 

@@ -12,7 +12,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import CacheNotFound, HfApi, constants, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -51,7 +51,11 @@ def local_directory(name: str | Path) -> Path:
 def _from_cache(repository: str, revision: str | None) -> Path:
     try:
         found = snapshot_download(
-            repository, revision=revision, allow_patterns=list(FILES), local_files_only=True
+            repository,
+            # What was fetched by its commit bears no other name in the cache.
+            revision=revision or _newest_cached(repository),
+            allow_patterns=list(FILES),
+            local_files_only=True,
         )
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
@@ -59,6 +63,22 @@ def _from_cache(repository: str, revision: str | None) -> Path:
             "whole; unset it once, or give a local directory"
         ) from error
     return Path(found)
+
+
+def _newest_cached(repository: str) -> str | None:
+    """The commit of a repository that was fetched last."""
+    try:
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return None
+    fetched = [
+        revision
+        for found in cache.repos
+        if (found.repo_type, found.repo_id) == ("model", repository)
+        for revision in found.revisions
+    ]
+    newest = max(fetched, key=lambda revision: revision.last_modified, default=None)
+    return None if newest is None else newest.commit_hash
 
 
 def _downloaded(repository: str, revision: str | None) -> Path:

@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     return run(
         args,
-        lambda: load_completer(
-            args.model, device=args.device, dtype=args.dtype, context_cache=args.context_cache
+        lambda model: load_completer(
+            Path(model), device=args.device, dtype=args.dtype, context_cache=args.context_cache
         ),
     )
 
@@ -104,8 +104,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--tls-cert and --allow-host are for --host; --endpoint is a private socket")
 
 
-def run(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
-    """Serve what `load` gives, as `args` from `parse_args` say; returns the exit status."""
+def run(args: argparse.Namespace, load: Callable[[str], Completer]) -> int:
+    """Serve what `load` makes of models, as `args` from `parse_args` say; returns the exit code."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -126,7 +126,7 @@ def _exit(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-def _serve_network(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
+def _serve_network(args: argparse.Namespace, load: Callable[[str], Completer]) -> int:
     from model.serving.http_server import Access, Lifetime, serve
 
     token = os.environ.get("MEZZOTINT_TOKEN", "")
@@ -179,7 +179,7 @@ def _check_certificate(args: argparse.Namespace) -> None:
         raise OSError(f"--tls-cert {args.tls_cert} cannot be used: {error}") from error
 
 
-def _serve_editors(args: argparse.Namespace, load: Callable[[], Completer]) -> int:
+def _serve_editors(args: argparse.Namespace, load: Callable[[str], Completer]) -> int:
     endpoint: Path = args.endpoint.absolute()
     _require_private_directory(endpoint.parent)
     lock = FileLock(endpoint.with_suffix(".lock"), timeout=0, mode=0o600)

@@ -40,6 +40,7 @@ from model.serving.model_host import ModelHost
 from model.serving.openai_chat import APPLY, CHAT, EDIT, chat
 from model.serving.openai_completions import COMPLETION_DEFAULTS, FIM_DEFAULTS, complete
 from model.serving.openai_errors import ApiError, json_response
+from model.serving.openai_fields import Fields, checked
 from model.serving.protocol import (
     HEARTBEAT_S,
     InfillCall,
@@ -94,6 +95,7 @@ class EngineServer:
             Route("/lease", self._lease),
             Route("/metrics", metrics.respond),
             Route("/v1/models", self._models),
+            Route("/v1/models/load", self._change_model, methods=["POST"]),
             Route("/v1/models/{name:path}", self._model),
             *(Route(path, self._post(f), methods=["POST"]) for path, f in _GENERATING.items()),
         ]
@@ -133,6 +135,31 @@ class EngineServer:
         self._served.check(request.path_params["name"])
         return json_response(self._served.describe())
 
+    async def _change_model(self, request: Request) -> Response:
+        """Load another model while this one serves; the answer comes when that is done."""
+        body = await _read_body(request)
+        if body is None:
+            return _too_large(request)
+        fields = Fields.of_body(body)
+        model = checked(fields.require("model"), str, "model")
+        fields.finish()
+        try:
+            await self._host.change(model)
+        except CompletionError as error:
+            raise ApiError.of(error) from error
+        self._served = ServedModel.of(model)
+        return json_response(self._served.describe())
+
+    async def _loaded_model(self) -> ServedModel:
+        """The served model; where its checkpoint lies is known of a hub id once it is loaded."""
+        if self._served.checkpoint.is_dir():
+            return self._served
+        with contextlib.suppress(CompletionError):  # the answer will say it
+            await self._host.completer()
+        return dataclasses.replace(
+            self._served, checkpoint=self._host.directory or self._served.checkpoint
+        )
+
     def _post(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of a route that generates text: one that ends when its client hangs up."""
 
@@ -143,7 +170,7 @@ class EngineServer:
 
             async def answered() -> Response:
                 try:
-                    return await answer(body, self._served, self._fills)
+                    return await answer(body, await self._loaded_model(), self._fills)
                 except ApiError as error:
                     return error.response()
 
@@ -194,14 +221,14 @@ async def serve(
     listener: socket.socket,
     *,
     access: Access,
-    load: Callable[[], Completer],
+    load: Callable[[str], Completer],
     model: str,
     lifetime: Lifetime,
 ) -> CompletionError | None:
     """Serve on `listener` until `lifetime` ends or a signal comes. Takes `listener` over.
 
-    `load` runs in a thread and gives the completer; `model` is its checkpoint's directory. Returns
-    why the model could not be loaded, or None.
+    `load` runs in a thread and makes the completer of a model, `model` at first: a checkpoint's
+    directory or hub id. Returns why that could not be loaded, or None.
     """
     host = ModelHost(load, model=model)
     engine = EngineServer(host, lifetime, access, ServedModel.of(model))

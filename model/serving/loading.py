@@ -68,7 +68,7 @@ def completer_of(
     is_float8: bool = False,
     directory: Path | None = None,
 ) -> EngineCompleter:
-    """The completer of a denoiser of ours. Raises `ValueError` where float8 cannot have its sizes."""
+    """The completer of a denoiser of ours. Raises `ValueError` for sizes float8 cannot have."""
     engine = engine_for(model, tokenizer, is_float8=is_float8, chooses=True)
     return EngineCompleter(engine, tokenizer, StreamLayout(tokenizer), directory=directory)
 

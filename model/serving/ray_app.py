@@ -35,6 +35,7 @@ from model.api import (
     FrameListener,
     InfillRequest,
     InfillResult,
+    InvalidRequestError,
 )
 from model.serving import __main__ as serving
 
@@ -247,8 +248,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineUnavailableError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    load = partial(api.load, args.model.absolute(), device=args.device, dtype=args.dtype)
-    return serving.run(args, lambda: deploy(cluster, load))
+
+    def load(model: str) -> RayCompleter:
+        if model != str(args.model):
+            raise InvalidRequestError(
+                "replicas keep the model they were started with; start others"
+            )
+        load_one = partial(api.load, args.model.absolute(), device=args.device, dtype=args.dtype)
+        return deploy(cluster, load_one)
+
+    return serving.run(args, load)
 
 
 if __name__ == "__main__":

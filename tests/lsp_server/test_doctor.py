@@ -188,9 +188,9 @@ def test_a_runtime_directory_that_others_can_open_is_a_problem(checkpoint: Path,
     ("outcome", "ok", "said"),
     [
         (
-            api.EngineHealth(state="ready", message="", model="/m"),
+            api.EngineHealth(state="ready", message="serving /m; no kernels", model="/m"),
             True,
-            f"process {os.getpid()} is ready, with /m",
+            f"process {os.getpid()} is ready: serving /m; no kernels",
         ),
         (api.EngineHealth(state="failed", message="no memory"), False, "has failed: no memory"),
         (api.EngineUnavailableError("refused"), True, "does not answer"),

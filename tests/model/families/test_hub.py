@@ -91,12 +91,10 @@ def test_an_unknown_revision_is_named(fake: FakeHub) -> None:
 def test_offline_only_what_is_there_is_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With the real client and a cache as it lays one out."""
+    """With the real client and a cache as it lays one out for what was fetched by its commit."""
     snapshot = tmp_path / "models--a--b" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
-    (tmp_path / "models--a--b" / "refs").mkdir()
-    (tmp_path / "models--a--b" / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert hub.local_directory("a/b") == snapshot

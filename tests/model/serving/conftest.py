@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from model.api import (
     Candidate,
+    CheckpointError,
     Completer,
     ContextSize,
     Frame,
@@ -139,11 +140,21 @@ Serve = Callable[..., contextlib.AbstractAsyncContextManager[Engine]]
 
 @contextlib.asynccontextmanager
 async def _serve(
-    completer: Completer | Callable[[], Completer], *, model: str | Path = "scripted"
+    completer: Completer | Callable[[], Completer] | Mapping[str, Completer],
+    *,
+    model: str | Path = "scripted",
 ) -> AsyncIterator[Engine]:
+    """Serves a completer, what makes one, or that of a model out of several."""
+
+    def load(name: str) -> Completer:
+        if isinstance(completer, Mapping):
+            if name not in completer:
+                raise CheckpointError(f"there is no checkpoint directory {name}")
+            return completer[name]
+        return completer() if callable(completer) else completer
+
     listener = socket.create_server(("127.0.0.1", 0))
     lifetime = _Stoppable()
-    load = completer if callable(completer) else lambda: completer
     server = asyncio.create_task(
         serve(
             listener,

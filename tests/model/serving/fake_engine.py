@@ -67,4 +67,4 @@ def load(model: Path) -> FakeCompleter:
 
 if __name__ == "__main__":
     args = parse_args()
-    sys.exit(run(args, lambda: load(args.model)))
+    sys.exit(run(args, lambda model: load(Path(model))))
