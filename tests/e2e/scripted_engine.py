@@ -71,6 +71,6 @@ def frames(text: str) -> Sequence[Frame]:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    script: Path = args.model
-    sys.exit(run(args, lambda: ScriptedCompleter(json.loads(script.read_text()))))
+    sys.exit(
+        run(parse_args(), lambda script: ScriptedCompleter(json.loads(Path(script).read_text())))
+    )
