@@ -51,10 +51,20 @@ class Window:
         """Open the document's folder, or a workspace, with the cursor at a place counted from 1."""
         self.document = document
         self.page.goto(self._server.url(document, line, column, workspace))
+        if workspace is not None and not self._lists(document.parent):
+            # On a busy machine code-server may open a workspace's file before it has read it, and
+            # then shows a workspace without folders.
+            self.page.reload()
+            assert self._lists(document.parent), "the workspace has no folders"
         self.wait_for_cursor(line, column)
         self.page.locator(f"{EDITOR}.focused").wait_for()
         # Until then nothing is asked of the server.
         self.wait_for_status("Mezzotint: ready")
+
+    def _lists(self, folder: Path) -> bool:
+        """Whether the explorer shows a folder before long."""
+        row = self.page.locator(".explorer-folders-view .monaco-list-row", has_text=folder.name)
+        return holds_within(20, lambda: row.count() > 0)
 
     def go_to(self, document: Path, *, line: int, column: int) -> None:
         """Show another document of the workspace, as by its name."""
