@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -19,6 +20,7 @@ from model.api import (
 from model.serving.lifetime import Lifetime
 from model.serving.metrics import Metrics
 from model.serving.model_host import ModelHost
+from model.serving.watching import watched
 
 MAX_FILLS = 64
 """Infills at once, those that wait for the model to be loaded included."""
@@ -64,23 +66,17 @@ class Fills:
                 f"{len(self._running)} requests are running already; try again in a moment"
             )
             return
-        loop = asyncio.get_running_loop()
-        news: asyncio.Queue[Frame | None] = asyncio.Queue()
 
-        def on_frame(frame: Frame) -> None:  # may be called from the engine's thread
-            loop.call_soon_threadsafe(news.put_nowait, frame)
-
-        with self._lifetime.infill():
+        def start(on_frame: FrameListener) -> asyncio.Task[Outcome]:
             fill = asyncio.create_task(self._fill(request, on_frame if frames else None))
             self._running.add(fill)
             fill.add_done_callback(self._running.discard)
-            fill.add_done_callback(lambda _: news.put_nowait(None))
-            try:
-                while (frame := await news.get()) is not None:
-                    yield frame
-                yield fill.result()
-            finally:
-                fill.cancel()
+            return fill
+
+        with self._lifetime.infill():
+            async with contextlib.aclosing(watched(start)) as events:
+                async for event in events:
+                    yield event
 
     async def _fill(self, request: InfillRequest, on_frame: FrameListener | None) -> Outcome:
         started = time.monotonic()

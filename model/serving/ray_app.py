@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
@@ -38,6 +39,7 @@ from model.api import (
     InvalidRequestError,
 )
 from model.serving import __main__ as serving
+from model.serving.watching import watched
 
 _APP = "mezzotint"
 _ATTEMPTS = 4
@@ -86,20 +88,13 @@ class Replica:
         self, request: InfillRequest
     ) -> AsyncGenerator[Frame | InfillResult | CompletionError]:
         """What `complete` returns, after all frames. Closing this cancels the completer."""
-        loop = asyncio.get_running_loop()
-        frames: asyncio.Queue[Frame | None] = asyncio.Queue()
 
-        def on_frame(frame: Frame) -> None:  # may be called from the engine's thread
-            loop.call_soon_threadsafe(frames.put_nowait, frame)
+        def start(on_frame: FrameListener) -> asyncio.Task[InfillResult | CompletionError]:
+            return asyncio.create_task(self.complete(request, on_frame))
 
-        fill = asyncio.create_task(self.complete(request, on_frame))
-        fill.add_done_callback(lambda _: frames.put_nowait(None))
-        try:
-            while (frame := await frames.get()) is not None:
-                yield frame
-            yield fill.result()
-        finally:
-            fill.cancel()
+        async with contextlib.aclosing(watched(start)) as events:
+            async for event in events:
+                yield event
 
 
 class RayCompleter:
