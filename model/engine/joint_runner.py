@@ -59,7 +59,12 @@ class _Kept:
 class _Row:
     """What one sequence runs in a step."""
 
+    left: list[int]
+    """All before the canvas."""
+    right: list[int]
+    """All behind it."""
     ids: list[int]
+    """What runs."""
     first: int
     """Position of the first of them; they are consecutive."""
     sources: list[int]
@@ -94,6 +99,11 @@ class JointRunner:
         """Bytes of the keys and values that are kept."""
         all_kept = [*self._kept.values(), *self._idle]
         return sum(t.nbytes for kept in all_kept for pair in kept.caches for t in pair)
+
+    @property
+    def runtime(self) -> str:
+        """What computes the forwards."""
+        return f"torch {torch.__version__}"
 
     @property
     def problems(self) -> list[str]:
@@ -174,9 +184,8 @@ class JointRunner:
     # ---- what a step runs ------------------------------------------------------------------
 
     def _row(self, sequence: Sequence) -> _Row:
-        left, right = self.layout.around(
-            sequence.prefix, sequence.suffix, self._num_committed(sequence)
-        )
+        num_committed = min(len(sequence.committed), len(sequence.prefix) - 1)
+        left, right = self.layout.around(sequence.prefix, sequence.suffix, num_committed)
         canvas = sequence.canvas
         shift = int(self.model.config.shifts_logits)
         start = len(left)
@@ -186,10 +195,7 @@ class JointRunner:
         behind = [] if kept is not None else right
         # The first position of all has none before it; it predicts itself, as in Dream's code.
         sources = [max(start + slot - shift, 0) - first for slot in range(len(canvas))]
-        return _Row([*left[first:], *canvas, *behind], first, sources, kept)
-
-    def _num_committed(self, sequence: Sequence) -> int:
-        return min(len(sequence.committed), len(sequence.prefix) - 1)
+        return _Row(left, right, [*left[first:], *canvas, *behind], first, sources, kept)
 
     def _usable(
         self, sequence: Sequence, left: list[int], canvas: list[int], right: list[int]
@@ -217,21 +223,18 @@ class JointRunner:
 
     def _keep(self, sequence: Sequence, row: _Row, new: list[KeyValue]) -> None:
         """Take over from a step's keys and values (1, G, L, D) what the next can use."""
-        left, right = self.layout.around(
-            sequence.prefix, sequence.suffix, self._num_committed(sequence)
-        )
         if not self._is_full:
-            self._kept[id(sequence)] = self._with_blocks(left, row, new)
+            self._kept[id(sequence)] = self._with_blocks(row, new)
         elif self.cache == "dual" and row.kept is None:
             num_slots = len(row.sources)
-            start = max(len(left) - int(self.model.config.shifts_logits), 0)
-            behind = slice(len(left) + num_slots, len(row.ids))
+            start = max(len(row.left) - int(self.model.config.shifts_logits), 0)
+            behind = slice(len(row.left) + num_slots, len(row.ids))
             caches = [_cut(pair, slice(0, start), behind) for pair in new]
-            self._kept[id(sequence)] = _Kept(left, caches, (num_slots, right))
+            self._kept[id(sequence)] = _Kept(row.left, caches, (num_slots, row.right))
 
-    def _with_blocks(self, left: list[int], row: _Row, new: list[KeyValue]) -> _Kept:
+    def _with_blocks(self, row: _Row, new: list[KeyValue]) -> _Kept:
         """What was kept, and the whole blocks before the canvas that have run since."""
-        whole = len(left) - len(left) % self.model.config.block_size
+        whole = len(row.left) - len(row.left) % self.model.config.block_size
         if row.kept is not None and row.kept.length == whole:
             return row.kept
         caches = [_cut(pair, slice(0, whole - row.first)) for pair in new]
@@ -240,7 +243,7 @@ class JointRunner:
                 (torch.cat((a[0], b[0]), dim=2), torch.cat((a[1], b[1]), dim=2))
                 for a, b in zip(row.kept.caches, caches, strict=True)
             ]
-        return _Kept(left[:whole], caches)
+        return _Kept(row.left[:whole], caches)
 
     # ---- the forward -----------------------------------------------------------------------
 

@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from math import exp, log
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +24,16 @@ from model.engine.sequence import FilledHoles, SamplingParams, Sequence
 from model.infill import CANVAS_SIZES, CanvasLayout
 
 
-class LengthPolicy(Protocol):
-    """Decides with how many slots a candidate starts, and what becomes of them."""
+class LengthPolicy(ABC):
+    """Decides with how many slots a candidate starts, and what becomes of them. What a policy does
+    not say leaves everything as it is."""
 
-    ranks_by_reading: bool
+    __slots__ = ()
+
+    ranks_by_reading: bool = False
     """Whether finished candidates are ranked by a causal reading (`ranking`)."""
 
+    @abstractmethod
     def candidates(
         self,
         params: Items[SamplingParams],
@@ -39,26 +44,23 @@ class LengthPolicy(Protocol):
         """The candidates to run for those that are asked for, in the holes of `layout`, of
         `max_new_tokens` each at most; `follows` says whether there is any text behind the first
         hole. Raises `InvalidRequestError`."""
-        ...
 
-    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
+    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:  # noqa: B027
         """See a step's logits before anything is decided; may forbid tokens, in place."""
-        ...
 
-    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
+    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:  # noqa: B027
         """Change the slots of a canvas after a step's decisions."""
-        ...
 
     def gives_up(self, sequence: Sequence) -> bool:
         """Whether a candidate is not worth another step."""
-        ...
+        return False
 
     def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
         """The candidates of a fill, in the order in which they are handed back."""
-        ...
+        return _surest_first(sequences)
 
 
-class LearnedEnd:
+class LearnedEnd(LengthPolicy):
     """The model itself ends a span."""
 
     def __init__(self, *, is_causal: bool = True) -> None:
@@ -77,23 +79,13 @@ class LearnedEnd:
             _refuse_autoregressive(params)
         return tuple(params)
 
-    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
-        """See `LengthPolicy.look`."""
-
-    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
-        """See `LengthPolicy.revise`."""
-
-    def gives_up(self, sequence: Sequence) -> bool:
-        """See `LengthPolicy.gives_up`."""
-        return False
-
     def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
         """See `LengthPolicy.best_first`."""
-        return list(sequences) if self._is_causal else _surest_first(sequences)
+        return list(sequences) if self._is_causal else super().best_first(sequences)
 
 
 @dataclass(frozen=True, slots=True)
-class ExpandDelete:
+class ExpandDelete(LengthPolicy):
     """DreamOn's own: a mask may become two masks, or go, and with it all masks to its right.
 
     As its demonstration does, except that a step may commit several slots; a token that is
@@ -104,7 +96,6 @@ class ExpandDelete:
     delete_id: int
     start: int = 64
     """Slots to begin with: more of them cost fewer forwards than too few."""
-    ranks_by_reading = False
 
     def candidates(
         self,
@@ -167,14 +158,6 @@ class ExpandDelete:
                 revised.append(slot)
         return revised
 
-    def gives_up(self, sequence: Sequence) -> bool:
-        """See `LengthPolicy.gives_up`."""
-        return False
-
-    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
-        """See `LengthPolicy.best_first`."""
-        return _surest_first(sequences)
-
     def _resizes(self, sequence: Sequence) -> bool:
         return sequence.params.length_is == "start"
 
@@ -190,7 +173,7 @@ class ExpandDelete:
 
 
 @dataclass(frozen=True, slots=True)
-class LengthSearch:
+class LengthSearch(LengthPolicy):
     """Tries several lengths: one step of all, then only the most promising go on to the end.
 
     A length promises as much as CAL says: the mean confidence of the first step's slots, over what
@@ -202,7 +185,6 @@ class LengthSearch:
     lengths: tuple[int, ...] = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     num_kept: int = 3
     """Lengths that go on after the first step."""
-    ranks_by_reading = False
 
     def candidates(
         self,
@@ -232,9 +214,6 @@ class LengthSearch:
                 surest = logits_BCV[row, masked].float().softmax(-1).amax(-1).mean().item()
                 length = sequence.params.length or 1
                 sequence.length_score = surest / expected_confidence(length)
-
-    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
-        """See `LengthPolicy.revise`."""
 
     def gives_up(self, sequence: Sequence) -> bool:
         """See `LengthPolicy.gives_up`."""

@@ -56,6 +56,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def runtime(self) -> str:
+        """What computes its forwards, with its version."""
+        ...
+
+    @property
     def problems(self) -> list[str]:
         """Why steps are slower than they should be on this device."""
         ...

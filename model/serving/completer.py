@@ -62,7 +62,7 @@ class EngineCompleter:
     @property
     def runtime(self) -> str:
         """What computes the steps, with its version."""
-        return getattr(self._engine.runner, "runtime", "torch")
+        return self._engine.runner.runtime
 
     @property
     def problems(self) -> list[str]:
