@@ -152,13 +152,11 @@ class EngineServer:
 
     async def _loaded_model(self) -> ServedModel:
         """The served model; where its checkpoint lies is known of a hub id once it is loaded."""
-        if self._served.checkpoint.is_dir():
-            return self._served
-        with contextlib.suppress(CompletionError):  # the answer will say it
-            await self._host.completer()
-        return dataclasses.replace(
-            self._served, checkpoint=self._host.directory or self._served.checkpoint
-        )
+        if self._served.checkpoint is None:
+            with contextlib.suppress(CompletionError):  # the answer will say it
+                await self._host.completer()
+            self._served = dataclasses.replace(self._served, checkpoint=self._host.directory)
+        return self._served
 
     def _post(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of a route that generates text: one that ends when its client hangs up."""

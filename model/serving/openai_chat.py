@@ -130,7 +130,7 @@ def _limit_of(fields: Fields) -> str:
 
 
 def _template(served: ServedModel) -> ChatTemplate:
-    template = ChatTemplate.of_checkpoint(served.checkpoint)
+    template = served.template
     if template is None:
         raise ApiError(
             f"the model {served.name!r} has no chat template, so it does not chat, edit or apply; "

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from model.api import SHIPPED_WEIGHTS
+from model.serving.chat_template import ChatTemplate
 from model.serving.openai_errors import ApiError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """What clients may know of the model."""
 
     name: str
-    checkpoint: Path
-    """Its directory."""
+    checkpoint: Path | None
+    """Its directory; None for a hub id's, until that is loaded."""
     since: int = field(default_factory=lambda: int(time.time()))
     """Unix time at which it began to be served."""
 
     @classmethod
     def of(cls, model: str) -> ServedModel:
-        """The model in the directory `model`; the one that comes with Mezzotint bears its name."""
+        """The model in the directory `model`, or of that hub id; the one that comes with Mezzotint
+        bears its name."""
         checkpoint = Path(model)
         is_ours = checkpoint == SHIPPED_WEIGHTS
         is_folder = checkpoint.is_dir()
         name = checkpoint.absolute().name if is_folder else model
-        return cls(name="mezzotint" if is_ours else name, checkpoint=checkpoint)
+        return cls(
+            name="mezzotint" if is_ours else name, checkpoint=checkpoint if is_folder else None
+        )
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """How it wants conversations written down, read once; None where it does not converse.
+        Raises `CheckpointError`."""
+        return None if self.checkpoint is None else ChatTemplate.of_checkpoint(self.checkpoint)
 
     def check(self, name: str) -> None:
         """Raise `ApiError` unless `name` is this model's, or nobody's."""

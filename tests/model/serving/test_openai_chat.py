@@ -43,6 +43,18 @@ async def test_a_chat_has_openais_shape(
     assert answer["usage"]["total_tokens"] == 22
 
 
+async def test_a_hub_ids_template_is_found_where_the_loaded_checkpoint_lies(
+    served: Served, scripted: Any, chat_checkpoint: Path
+) -> None:
+    completer = scripted("x")
+    completer.directory = chat_checkpoint
+    async with served(completer, model="owner/name") as engine:
+        answer = await engine.post("/v1/chat/completions", messages=user("hi"))
+    assert answer.json()["model"] == "owner/name"
+    (request,) = completer.requests
+    assert request.prefix == "<s><|user|>hi<|end|><|assistant|>"
+
+
 async def test_the_engine_gets_the_conversation_as_the_template_writes_it(
     served: Served, scripted: Any, chat_checkpoint: Path
 ) -> None:
