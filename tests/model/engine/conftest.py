@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from model.engine.assembly import engine_for
 from model.engine.engine import Engine
 from model.engine.page_pool import page_bytes
 from model.tokenizer import CodeTokenizer
+
+# importlib mode, in which pytest runs, leaves the tests' own helpers out.
+sys.path.append(str(Path(__file__).parent))
 
 MAX_CONTEXT = 64
 """Short, so that a test's streams outgrow it."""

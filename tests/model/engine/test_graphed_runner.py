@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from canvases import between_random_streams
 
 from model.api import CompletionError
 from model.denoiser import Denoiser, Role
@@ -21,31 +22,10 @@ from model.infill import CanvasLayout
 from model.tokenizer import CodeTokenizer
 
 
-def sequence(seed: int, mask_id: int, *, prefix: int, suffix: int, size: int) -> Sequence:
-    """A half-decided canvas between random streams."""
-    draw = random.Random(seed)
-    layout = CanvasLayout((size,))
-    canvas, clamped = layout.blank(mask_id)
-    for slot in draw.sample(range(size), 5):
-        canvas[slot] = draw.randrange(100, 300)
-    streams = [[draw.randrange(100, 300) for _ in range(n)] for n in (prefix, suffix)]
-    return Sequence(
-        fill=Fill(prefix=streams[0], suffix=streams[1], layout=layout),
-        params=SamplingParams(),
-        prefix=streams[0],
-        suffix=streams[1],
-        layout=layout,
-        canvas=canvas,
-        clamped=clamped,
-        fixed=clamped,
-        confidences=[1.0] * size,
-    )
-
-
 def mixed_batch(mask_id: int) -> list[Sequence]:
     sizes = [(40, 3, 16), (1, 50, 16), (33, 20, 32)]
     return [
-        sequence(seed, mask_id, prefix=prefix, suffix=suffix, size=size)
+        between_random_streams(seed, mask_id, prefix=prefix, suffix=suffix, size=size)
         for seed, (prefix, suffix, size) in enumerate(sizes)
     ]
 
@@ -80,7 +60,7 @@ def test_one_shape_serves_changing_canvases_and_changing_contexts(
 ) -> None:
     plain, runner = ModelRunner(model), graphed(model, tokenizer)
     for seed, prefix in enumerate([40, 41, 7]):
-        batch = [sequence(seed, tokenizer.mask_id, prefix=prefix, suffix=9, size=16)]
+        batch = [between_random_streams(seed, tokenizer.mask_id, prefix=prefix, suffix=9, size=16)]
         for _ in range(2):
             expected, found = logits_of(plain, batch), logits_of(runner, batch)
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -121,7 +101,8 @@ def test_a_batch_is_padded_to_the_next_powers_of_two(
 ) -> None:
     runner = ModelRunner(model)
     batch = [
-        sequence(seed, tokenizer.mask_id, prefix=20, suffix=5, size=size) for seed in range(rows)
+        between_random_streams(seed, tokenizer.mask_id, prefix=20, suffix=5, size=size)
+        for seed in range(rows)
     ]
     runner.open_contexts(batch)
     assert Shape.of(batch) == shape

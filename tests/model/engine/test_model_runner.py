@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 
 import pytest
 import torch
+from canvases import half_decided, stream, uncached
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,54 +16,8 @@ from model.engine.kv_cache import PAGE_SIZE
 from model.engine.model_runner import ModelRunner
 from model.engine.page_pool import page_bytes
 from model.engine.runner import is_out_of_memory
-from model.engine.sequence import Fill, SamplingParams, Sequence
-from model.infill import CanvasLayout
+from model.engine.sequence import Sequence
 from model.tokenizer import CodeTokenizer
-
-
-def sequence(
-    prefix: list[int], suffix: list[int], mask_id: int, *, seed: int = 0, size: int = 16
-) -> Sequence:
-    """A half-decided canvas."""
-    layout = CanvasLayout((size,))
-    canvas, clamped = layout.blank(mask_id)
-    draw = random.Random(seed)
-    for slot in draw.sample(range(size), 5):
-        canvas[slot] = draw.randrange(100, 300)
-    return Sequence(
-        fill=Fill(prefix=prefix, suffix=suffix, layout=layout),
-        params=SamplingParams(),
-        prefix=prefix,
-        suffix=suffix,
-        layout=layout,
-        canvas=canvas,
-        clamped=clamped,
-        fixed=list(clamped),
-        confidences=[1.0] * size,
-    )
-
-
-def stream(seed: int, num_tokens: int) -> list[int]:
-    draw = random.Random(seed)
-    return [draw.randrange(100, 300) for _ in range(num_tokens)]
-
-
-@torch.inference_mode()
-def uncached(model: Denoiser, seq: Sequence) -> torch.Tensor:
-    """The reference: encode both streams, denoise the one canvas."""
-    _, prefix = model.encode(torch.tensor([seq.prefix]), Role.PREFIX)
-    _, suffix = model.encode(torch.tensor([seq.suffix]), Role.SUFFIX)
-    size = len(seq.canvas)
-    hidden = model.denoise(
-        torch.tensor([seq.canvas]),
-        torch.tensor([seq.prefix[-1:]]),
-        torch.arange(size)[None] + len(seq.prefix),
-        torch.full((1, size), len(seq.suffix)),
-        prefix,
-        suffix,
-        canvas_size=size,
-    )
-    return model.logits(hidden)[0]
 
 
 @torch.inference_mode()
@@ -184,11 +138,11 @@ class TestCachedEqualsUncached:
         edits: list[tuple[str, int, str]],
     ) -> None:
         runner, editor = make_runner(model, num_pages), Editor()
-        idle = sequence(stream(7, 20), stream(8, 5), tokenizer.mask_id)
+        idle = half_decided(stream(7, 20), stream(8, 5), tokenizer.mask_id)
         for kind, amount, what in edits:
             editor.edit(kind, amount)
             seqs = [
-                sequence(editor.prefix, editor.suffix, tokenizer.mask_id, seed=seed, size=size)
+                half_decided(editor.prefix, editor.suffix, tokenizer.mask_id, seed=seed, size=size)
                 for seed, size in ((amount, 16), (1, 32))
             ]
             batch = seqs[:1]
@@ -225,7 +179,7 @@ class TestCachedEqualsUncached:
     ) -> None:
         prefix, suffix = stream(1, 40), stream(2, 7)
         for num_tokens in (4, 5, 6, 9, 12, 8, 12, 16, 17, 33, 40):
-            seq = sequence(prefix[:num_tokens], suffix, tokenizer.mask_id)
+            seq = half_decided(prefix[:num_tokens], suffix, tokenizer.mask_id)
             assert_close(run(runner, seq)[0], uncached(model, seq))
             runner.close_context(seq)
 
@@ -233,7 +187,9 @@ class TestCachedEqualsUncached:
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
         batch = [
-            sequence(stream(i, 3 + 9 * i), stream(10 + i, 20 - 5 * i), tokenizer.mask_id, seed=i)
+            half_decided(
+                stream(i, 3 + 9 * i), stream(10 + i, 20 - 5 * i), tokenizer.mask_id, seed=i
+            )
             for i in range(4)
         ]
         for seq, logits in zip(batch, run(runner, *batch), strict=True):
@@ -243,7 +199,7 @@ class TestCachedEqualsUncached:
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
         batch = [
-            sequence(stream(i % 2, 20), stream(3, 30 + i), tokenizer.mask_id, seed=i, size=size)
+            half_decided(stream(i % 2, 20), stream(3, 30 + i), tokenizer.mask_id, seed=i, size=size)
             for i, size in enumerate((16, 64, 32))
         ]
         logits = run(runner, *batch)
@@ -255,7 +211,8 @@ class TestCachedEqualsUncached:
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
         batch = [
-            sequence(stream(i, 5 + i), stream(9, 4), tokenizer.mask_id, seed=i) for i in range(2)
+            half_decided(stream(i, 5 + i), stream(9, 4), tokenizer.mask_id, seed=i)
+            for i in range(2)
         ]
         run(runner, *batch)
         for seq in batch:
@@ -267,10 +224,10 @@ class TestCachedEqualsUncached:
         self, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
         runner = make_runner(model, 4)
-        other = sequence(stream(5, 9), stream(6, 9), tokenizer.mask_id)
+        other = half_decided(stream(5, 9), stream(6, 9), tokenizer.mask_id)
         pages: set[tuple[int, ...]] = set()
         for first in (1, 8):  # with four pages, all of the first text must go for the second
-            seq = sequence(stream(first, 6), stream(first + 1, 7), tokenizer.mask_id)
+            seq = half_decided(stream(first, 6), stream(first + 1, 7), tokenizer.mask_id)
             logits = run(runner, seq, other)
             assert seq.context is not None
             pages |= {tuple(sorted(t.pages[0] for t in seq.context))}
@@ -304,7 +261,9 @@ class TestReuse:
             ("and back", (prefix, changed), 0),
             ("undo", (prefix, suffix), 0),
         ):
-            assert self.encoded(runner, sequence(before, after, tokenizer.mask_id)) == count, what
+            assert self.encoded(runner, half_decided(before, after, tokenizer.mask_id)) == count, (
+                what
+            )
         assert runner.tokens_encoded == 154
         assert runner.tokens_reused == 9 * 90 + 3 - 3 - 2 - 50 - 154
 
@@ -312,7 +271,7 @@ class TestReuse:
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
         prefix, suffix = stream(1, 12), stream(2, 7)
-        batch = [sequence(prefix, suffix, tokenizer.mask_id, seed=i) for i in range(3)]
+        batch = [half_decided(prefix, suffix, tokenizer.mask_id, seed=i) for i in range(3)]
         logits = run(runner, *batch)
         assert [s.fill.encoded_tokens for s in batch] == [19, 0, 0]
         assert all(keys.stride(0) == 0 for keys, _ in runner._context.prefix)
@@ -322,8 +281,8 @@ class TestReuse:
     def test_a_sequence_that_sits_out_a_step_is_unpinned_and_finds_its_context_again(
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
-        first = sequence(stream(1, 9), stream(2, 9), tokenizer.mask_id)
-        second = sequence(stream(3, 9), stream(4, 9), tokenizer.mask_id)
+        first = half_decided(stream(1, 9), stream(2, 9), tokenizer.mask_id)
+        second = half_decided(stream(3, 9), stream(4, 9), tokenizer.mask_id)
         run(runner, first)
         run(runner, second)
         assert first.context is None
@@ -331,14 +290,14 @@ class TestReuse:
         assert first.fill.encoded_tokens == 18
 
     def test_a_step_moves_no_keys(self, runner: ModelRunner, tokenizer: CodeTokenizer) -> None:
-        batch = [sequence(stream(i, 9 + i), stream(9, 4), tokenizer.mask_id) for i in range(2)]
+        batch = [half_decided(stream(i, 9 + i), stream(9, 4), tokenizer.mask_id) for i in range(2)]
         run(runner, *batch)
         places = [keys.data_ptr() for keys, _ in runner._context.prefix]
         context = runner._context
         run(runner, *batch)
         assert runner._context is context
         runner.close_context(batch[0])
-        batch[0] = sequence([*stream(0, 9), 111], stream(9, 4), tokenizer.mask_id)
+        batch[0] = half_decided([*stream(0, 9), 111], stream(9, 4), tokenizer.mask_id)
         run(runner, *batch)
         assert [keys.data_ptr() for keys, _ in runner._context.prefix] == places
 
@@ -346,7 +305,7 @@ class TestReuse:
         self, runner: ModelRunner, tokenizer: CodeTokenizer
     ) -> None:
         batch = [
-            sequence(stream(i, 9 + 9 * i), stream(i + 5, 40), tokenizer.mask_id) for i in (0, 1)
+            half_decided(stream(i, 9 + 9 * i), stream(i + 5, 40), tokenizer.mask_id) for i in (0, 1)
         ]
         run(runner, *batch)
         for (pages, lengths), gathered in zip(
@@ -370,7 +329,8 @@ class TestLackOfMemory:
     ) -> None:
         runner = make_runner(model, 8)
         batch = [
-            sequence(stream(i, 20), stream(9 + i, 20), tokenizer.mask_id, seed=i) for i in range(3)
+            half_decided(stream(i, 20), stream(9 + i, 20), tokenizer.mask_id, seed=i)
+            for i in range(3)
         ]
         assert runner.open_contexts(batch) == batch[:2]
         runner.check_integrity()
@@ -383,8 +343,8 @@ class TestLackOfMemory:
         self, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
         runner = make_runner(model, 8)
-        old = [sequence(stream(i, 20), stream(9 + i, 20), tokenizer.mask_id) for i in range(2)]
-        urgent = sequence(stream(5, 20), stream(6, 20), tokenizer.mask_id)
+        old = [half_decided(stream(i, 20), stream(9 + i, 20), tokenizer.mask_id) for i in range(2)]
+        urgent = half_decided(stream(5, 20), stream(6, 20), tokenizer.mask_id)
         runner.open_contexts(old)
         assert runner.open_contexts([urgent, *old]) == [urgent, old[0]]
         assert old[1].context is None
@@ -395,7 +355,7 @@ class TestLackOfMemory:
         self, model: Denoiser, tokenizer: CodeTokenizer, num_pages: int
     ) -> None:
         runner = make_runner(model, num_pages)
-        seq = sequence(stream(1, 60), stream(2, 64), tokenizer.mask_id)
+        seq = half_decided(stream(1, 60), stream(2, 64), tokenizer.mask_id)
         prefix = seq.prefix
         logits = run(runner, seq)
         assert PAGE_SIZE / 2 <= len(seq.prefix) < 60
@@ -414,7 +374,7 @@ class TestLackOfMemory:
 
         monkeypatch.setattr(model, "encode", fail)
         with pytest.raises(EngineOverloadedError, match="no memory left"):
-            runner.open_contexts([sequence(stream(1, 60), stream(2, 64), tokenizer.mask_id)])
+            runner.open_contexts([half_decided(stream(1, 60), stream(2, 64), tokenizer.mask_id)])
         runner.check_integrity()
 
     def test_after_a_forward_without_memory_half_the_batch_may_be_tried(
@@ -425,7 +385,7 @@ class TestLackOfMemory:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         batch = [
-            sequence(stream(i, 9 + i), stream(9 + i, 20), tokenizer.mask_id, seed=i)
+            half_decided(stream(i, 9 + i), stream(9 + i, 20), tokenizer.mask_id, seed=i)
             for i in range(2)
         ]
         denoise = model.denoise
@@ -453,7 +413,7 @@ class TestLackOfMemory:
         tokenizer: CodeTokenizer,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        batch = [sequence(stream(i, 9), stream(9 + i, 20), tokenizer.mask_id) for i in range(3)]
+        batch = [half_decided(stream(i, 9), stream(9 + i, 20), tokenizer.mask_id) for i in range(3)]
         run(runner, batch[0])
         runner.open_contexts(batch)
         with monkeypatch.context() as patch:
@@ -479,7 +439,7 @@ class TestAFailedEncoding:
         monkeypatch: pytest.MonkeyPatch,
         failing_role: Role,
     ) -> None:
-        seq = sequence(stream(1, 9), stream(2, 9), tokenizer.mask_id)
+        seq = half_decided(stream(1, 9), stream(2, 9), tokenizer.mask_id)
         encode = model.encode
 
         def fail(ids: torch.Tensor, role: Role, past: list[KeyValue] | None) -> object:
@@ -498,11 +458,11 @@ class TestAFailedEncoding:
     def test_of_a_cache_that_was_dropped_nothing_is_left(
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
-        seq = sequence(stream(1, 20), stream(2, 9), tokenizer.mask_id)
+        seq = half_decided(stream(1, 20), stream(2, 9), tokenizer.mask_id)
         run(runner, seq)
         runner.drop_cache()
         assert (seq.context, runner.cache_bytes) == (None, 0)
-        other = sequence(stream(3, 20), stream(4, 9), tokenizer.mask_id)
+        other = half_decided(stream(3, 20), stream(4, 9), tokenizer.mask_id)
         for each in (other, seq):
             assert_close(run(runner, each)[0], uncached(model, each))
         assert seq.fill.encoded_tokens == 2 * 29
@@ -510,7 +470,7 @@ class TestAFailedEncoding:
     def test_closing_a_context_twice_is_harmless(
         self, runner: ModelRunner, tokenizer: CodeTokenizer
     ) -> None:
-        seq = sequence(stream(1, 9), stream(2, 9), tokenizer.mask_id)
+        seq = half_decided(stream(1, 9), stream(2, 9), tokenizer.mask_id)
         runner.open_contexts([seq])
         runner.close_context(seq)
         runner.close_context(seq)
@@ -521,7 +481,7 @@ class TestCausalDecoding:
     def test_next_logits_follow_a_growing_prefix(
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
-        batch = [sequence(stream(i, 14 + i), stream(9, 4), tokenizer.mask_id) for i in range(2)]
+        batch = [half_decided(stream(i, 14 + i), stream(9, 4), tokenizer.mask_id) for i in range(2)]
         runner.open_contexts(batch)
         encoded = runner.tokens_encoded
         for step in range(5):
@@ -536,7 +496,7 @@ class TestCausalDecoding:
         self, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
         runner = make_runner(model, 2)
-        seq = sequence(stream(1, 15), stream(2, 4), tokenizer.mask_id)
+        seq = half_decided(stream(1, 15), stream(2, 4), tokenizer.mask_id)
         runner.open_contexts([seq])
         for token in (120, 121, 122, 123):
             seq.prefix = [*seq.prefix, token]
@@ -547,7 +507,7 @@ class TestCausalDecoding:
     def test_a_denoising_step_may_come_between(
         self, runner: ModelRunner, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
-        batch = [sequence(stream(i, 14 + i), stream(9, 4), tokenizer.mask_id) for i in range(2)]
+        batch = [half_decided(stream(i, 14 + i), stream(9, 4), tokenizer.mask_id) for i in range(2)]
         run(runner, *batch)
         runner.next_logits(batch[1:])
         runner.causal_log_probs(batch[1], [[111, 112]])
@@ -565,7 +525,7 @@ class TestCausalDecoding:
         is_open: bool,
     ) -> None:
         runner = make_runner(model, num_pages)
-        seq = sequence(stream(1, num_tokens), stream(2, 4), tokenizer.mask_id)
+        seq = half_decided(stream(1, num_tokens), stream(2, 4), tokenizer.mask_id)
         if is_open:
             runner.open_contexts([seq])
         filled = runner.cache_bytes
@@ -582,7 +542,7 @@ class TestCausalDecoding:
     def test_no_continuations_need_no_forward(
         self, runner: ModelRunner, tokenizer: CodeTokenizer
     ) -> None:
-        seq = sequence(stream(1, 9), stream(2, 4), tokenizer.mask_id)
+        seq = half_decided(stream(1, 9), stream(2, 4), tokenizer.mask_id)
         assert runner.causal_log_probs(seq, []) == []
         assert runner.causal_log_probs(seq, [[]]) == [[]]
         assert runner.tokens_encoded == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from canvases import between_random_streams, uncached
 
-from model.denoiser import Denoiser, Role
+from model.denoiser import Denoiser
 from model.engine.engine import Engine
 from model.engine.model_runner import ModelRunner
 from model.engine.sampler import Vocabulary
-from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
+from model.engine.sequence import Fill, FilledHoles, Sequence
 from model.infill import CanvasLayout
 from model.tokenizer import CodeTokenizer
 
@@ -26,45 +26,6 @@ if find_spec("openvino") is None:
     pytest.skip("needs openvino (extra `openvino`)", allow_module_level=True)
 
 from model.engine.openvino_runner import OpenVinoRunner
-
-
-def sequence(seed: int, mask_id: int, *, prefix: int, suffix: int, size: int = 16) -> Sequence:
-    """A half-decided canvas between random streams."""
-    draw = random.Random(seed)
-    layout = CanvasLayout((size,))
-    canvas, clamped = layout.blank(mask_id)
-    for slot in draw.sample(range(size), 5):
-        canvas[slot] = draw.randrange(100, 300)
-    streams = [[draw.randrange(100, 300) for _ in range(n)] for n in (prefix, suffix)]
-    return Sequence(
-        fill=Fill(prefix=streams[0], suffix=streams[1], layout=layout),
-        params=SamplingParams(),
-        prefix=streams[0],
-        suffix=streams[1],
-        layout=layout,
-        canvas=canvas,
-        clamped=clamped,
-        fixed=clamped,
-        confidences=[1.0] * size,
-    )
-
-
-@torch.inference_mode()
-def uncached(model: Denoiser, seq: Sequence) -> torch.Tensor:
-    """The reference: encode both streams, denoise the one canvas."""
-    _, prefix = model.encode(torch.tensor([seq.prefix]), Role.PREFIX)
-    _, suffix = model.encode(torch.tensor([seq.suffix]), Role.SUFFIX)
-    size = len(seq.canvas)
-    hidden = model.denoise(
-        torch.tensor([seq.canvas]),
-        torch.tensor([seq.prefix[-1:]]),
-        torch.arange(size)[None] + len(seq.prefix),
-        torch.full((1, size), len(seq.suffix)),
-        prefix,
-        suffix,
-        canvas_size=size,
-    )
-    return model.logits(hidden)[0]
 
 
 def assert_exact(runner: OpenVinoRunner, *batch: Sequence) -> None:
@@ -84,7 +45,10 @@ def runner(model: Denoiser) -> OpenVinoRunner:
 def test_a_step_gives_the_denoisers_logits_whatever_the_sizes(
     runner: OpenVinoRunner, tokenizer: CodeTokenizer, prefix: int, suffix: int, size: int
 ) -> None:
-    assert_exact(runner, sequence(1, tokenizer.mask_id, prefix=prefix, suffix=suffix, size=size))
+    assert_exact(
+        runner,
+        between_random_streams(1, tokenizer.mask_id, prefix=prefix, suffix=suffix, size=size),
+    )
 
 
 def test_padding_in_a_batch_of_mixed_streams_and_canvases_changes_no_logits(
@@ -92,7 +56,7 @@ def test_padding_in_a_batch_of_mixed_streams_and_canvases_changes_no_logits(
 ) -> None:
     sizes = [(40, 3, 16), (1, 50, 16), (33, 20, 32)]
     batch = [
-        sequence(seed, tokenizer.mask_id, prefix=prefix, suffix=suffix, size=size)
+        between_random_streams(seed, tokenizer.mask_id, prefix=prefix, suffix=suffix, size=size)
         for seed, (prefix, suffix, size) in enumerate(sizes)
     ]
     assert_exact(runner, *batch)
@@ -102,7 +66,7 @@ def test_padding_in_a_batch_of_mixed_streams_and_canvases_changes_no_logits(
 def test_candidates_may_share_one_copy_of_their_context(
     runner: OpenVinoRunner, tokenizer: CodeTokenizer
 ) -> None:
-    first = sequence(1, tokenizer.mask_id, prefix=12, suffix=7)
+    first = between_random_streams(1, tokenizer.mask_id, prefix=12, suffix=7)
     other = replace(first, canvas=[*first.canvas[:-1], 123], context=None)
     assert_exact(runner, first, other)
 
@@ -110,7 +74,7 @@ def test_candidates_may_share_one_copy_of_their_context(
 def test_a_fills_steps_and_a_typed_character_reach_the_compiled_step(
     runner: OpenVinoRunner, tokenizer: CodeTokenizer
 ) -> None:
-    seq = sequence(1, tokenizer.mask_id, prefix=20, suffix=9)
+    seq = between_random_streams(1, tokenizer.mask_id, prefix=20, suffix=9)
     assert_exact(runner, seq)
     seq.canvas = [111, 112, *seq.canvas[2:]]
     assert_exact(runner, seq)
@@ -124,7 +88,10 @@ def test_a_fills_steps_and_a_typed_character_reach_the_compiled_step(
 def test_causal_decoding_between_two_steps_leaves_them_exact(
     runner: OpenVinoRunner, tokenizer: CodeTokenizer
 ) -> None:
-    batch = [sequence(seed, tokenizer.mask_id, prefix=14 + seed, suffix=4) for seed in range(2)]
+    batch = [
+        between_random_streams(seed, tokenizer.mask_id, prefix=14 + seed, suffix=4)
+        for seed in range(2)
+    ]
     assert_exact(runner, *batch)
     runner.next_logits(batch[1:])
     runner.causal_log_probs(batch[1], [[111, 112]])
@@ -135,7 +102,9 @@ def test_a_model_without_norms_of_queries_and_keys_compiles_too(
     tokenizer: CodeTokenizer, make_denoiser: Callable[..., Denoiser]
 ) -> None:
     model = make_denoiser(tokenizer.vocab_size, dtype=torch.float32, qk_norm=False)
-    assert_exact(OpenVinoRunner(model), sequence(1, tokenizer.mask_id, prefix=5, suffix=6))
+    assert_exact(
+        OpenVinoRunner(model), between_random_streams(1, tokenizer.mask_id, prefix=5, suffix=6)
+    )
 
 
 def test_another_dtype_is_refused(
