@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.denoiser import Denoiser
 from model.engine.model_runner import BatchContext, ModelRunner
-from model.engine.openvino_api import openvino
+from model.engine.openvino_api import compiled_for_cpu, openvino
 from model.engine.openvino_graph import step_graph
 
 
@@ -31,7 +31,7 @@ class OpenVinoRunner(ModelRunner):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        compiled = openvino.Core().compile_model(step_graph(model), "CPU", options)
+        compiled = compiled_for_cpu(step_graph(model), options)
         self._request = compiled.create_infer_request()
         # Inputs are shared with OpenVINO, which keeps none of them alive.
         self._inputs: list[np.ndarray] = []

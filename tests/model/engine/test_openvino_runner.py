@@ -141,6 +141,33 @@ def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+# A thread that loads a model, another that lets it go, and signals to the first.
+_SIGNALLED = """
+import signal, threading
+from model.denoiser import Denoiser, DenoiserConfig
+from model.engine.openvino_runner import OpenVinoRunner
+
+def load():
+    config = DenoiserConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=4, ffn_size=24)
+    return [OpenVinoRunner(Denoiser(config).eval())]
+
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled"))
+runners = load()
+for act in (runners.clear, load):
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+    signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_a_model_is_let_go_by_another_thread() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "handled\nhandled\n"), run.stderr
+
+
 def test_an_engine_fills_with_it_what_it_fills_with_torch(
     runner: OpenVinoRunner, tokenizer: CodeTokenizer
 ) -> None:
