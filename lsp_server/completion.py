@@ -168,6 +168,7 @@ def infill_request(
         else (),
         steps=settings.steps,
         deadline_ms=settings.deadline_ms.manual if explicit else settings.deadline_ms.auto,
+        min_confidence=0.0 if explicit else settings.min_confidence,
     )
 
 

@@ -123,6 +123,10 @@ class InfillRequest:
     """Seed of the sampled candidates: the same request gives the same result."""
     deadline_ms: float | None = None
     """Answer after this long with the best state reached (None: run to the end)."""
+    min_confidence: float = 0.0
+    """Stop a candidate of a single hole once what is decided of it, from its left edge on, is less
+    likely than this: it can only become less likely still. It comes back `finished` False, its
+    first tokens as sure as they would have been."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -136,6 +140,7 @@ class InfillRequest:
             ("temperature", self.temperature, 0.0, 10.0),
             ("top_p", self.top_p, 0.01, 1.0),
             ("deadline_ms", 1.0 if self.deadline_ms is None else self.deadline_ms, 0.0, 3.6e6),
+            ("min_confidence", self.min_confidence, 0.0, 1.0),
         ):
             if not low <= value <= high:
                 raise InvalidRequestError(f"{name} is {value}; it must lie in {low}..{high}")

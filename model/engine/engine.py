@@ -186,9 +186,9 @@ class Engine:
             return
         sequence.canvas, sequence.confidences = decided.ids, decided.confidences
         sequence.step += decided.num_steps
-        if self._told(sequence) and self.vocabulary.mask_id not in sequence.canvas:
+        if self.vocabulary.mask_id not in sequence.canvas:
             self._pace.finished(sequence.step)
-            self._close_canvas(sequence)
+        self._take_stock(sequence)
 
     def _give_way(self, batch: list[Sequence], error: Exception) -> None:
         """A forward failed. Without memory the next step tries again with half the batch; anything
@@ -227,7 +227,8 @@ class Engine:
             if len(sequence.prefix) > self.runner.max_context:  # its far edge goes: another stream
                 self.runner.close_context(sequence)
                 sequence.prefix = fitted(sequence.prefix, self.runner.max_context)
-            if self._told(sequence) and len(sequence.committed) >= sequence.max_tokens:
+            is_whole = len(sequence.committed) >= sequence.max_tokens
+            if self._told(sequence) and (is_whole or self._is_too_unsure(sequence)):
                 self._conclude(sequence)
 
     def _commit(self, batch: list[Sequence], logits_BCV: Tensor) -> None:
@@ -242,8 +243,8 @@ class Engine:
             self.length.revise(sequence, self.vocabulary)
             if self.length.gives_up(sequence):
                 self._conclude(sequence)
-            elif self._told(sequence) and self.vocabulary.mask_id not in sequence.canvas:
-                self._close_canvas(sequence)
+            else:
+                self._take_stock(sequence)
 
     def _decide(self, batch: list[Sequence], logits_BCV: Tensor) -> list[int]:
         """Put what the sampler is sure of into the canvases: at least one slot in each. Returns
@@ -262,6 +263,15 @@ class Engine:
             sequence.fixed = fixed[row][:size]
             sequence.step += 1
         return [row for row in range(len(batch)) if not broken[row]]
+
+    def _take_stock(self, sequence: Sequence) -> None:
+        """A canvas has had a step, or several: tell, and go on or not."""
+        if not self._told(sequence):
+            return
+        if self._is_too_unsure(sequence):
+            self._conclude(sequence)
+        elif self.vocabulary.mask_id not in sequence.canvas:
+            self._close_canvas(sequence)
 
     def _told(self, sequence: Sequence) -> bool:
         """Tell the fill's listener of a step; False where that ended the fill."""
@@ -312,6 +322,11 @@ class Engine:
             mask_id=self.vocabulary.mask_id,
             end_id=self.vocabulary.end_id,
             max_context=self.runner.max_context,
+        )
+
+    def _is_too_unsure(self, sequence: Sequence) -> bool:
+        return sequence.is_too_unsure(
+            mask_id=self.vocabulary.mask_id, end_id=self.vocabulary.end_id
         )
 
     def _output(self, sequence: Sequence) -> FilledHoles:

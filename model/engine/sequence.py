@@ -137,6 +137,15 @@ class Sequence:
         """Tokens that the first hole may still take, this canvas's included."""
         return self.max_tokens - len(self.committed)
 
+    def is_too_unsure(self, *, mask_id: int, end_id: int) -> bool:
+        """Whether what is decided from the left is less likely than the fill wants anything."""
+        least = self.fill.min_confidence
+        # A token that may be masked again says nothing yet.
+        if not least or self.params.remask is not None or len(self.layout.slots) > 1:
+            return False
+        so_far = self.as_it_stands(mask_id=mask_id, end_id=end_id)
+        return bool(so_far.probabilities) and so_far.confidence < least
+
     def layout_without_ends(self, canvas_slots: Callable[[Sequence], int]) -> CanvasLayout:
         """The next canvas of a model that is shown no ends: nothing but slots to fill and, of
         several holes, each as long as the others, what lies between them."""
@@ -260,6 +269,8 @@ class Fill:
     """(client, document): a newer fill with the same key takes this one's place."""
     deadline: float | None = None
     """`time.monotonic()` at which the best state so far is returned."""
+    min_confidence: float = 0.0
+    """A sequence of a lone hole ends when what is decided of it is less likely than this."""
     num_wanted: int | None = None
     """Outputs that are handed back at most (None: one a candidate)."""
     canvas_slots: Callable[[Sequence], int] | None = None

@@ -130,6 +130,7 @@ class EngineCompleter:
             client=request.client,
             replaces=(request.client, request.document) if request.document else None,
             deadline=None if request.deadline_ms is None else now + request.deadline_ms / 1000,
+            min_confidence=request.min_confidence,
         )
 
     def _candidates(

@@ -127,7 +127,11 @@ def test_every_hole_gets_its_text_in_the_documents_line_endings():
 
 def test_the_request_says_what_the_settings_say():
     chosen = settings(
-        deadlineMs={"auto": 111, "manual": 222}, candidates={"manual": 4}, maxNewTokens=9, steps=5
+        deadlineMs={"auto": 111, "manual": 222},
+        candidates={"manual": 4},
+        maxNewTokens=9,
+        steps=5,
+        minConfidence=0.4,
     )
     context = InfillContext(
         prefix="a", suffix="b", starts_file=False, ends_file=False, language="go"
@@ -140,6 +144,7 @@ def test_the_request_says_what_the_settings_say():
     assert (asked.document, asked.client) == ("d", "c")
     automatic = infill_request(context, chosen, explicit=False, document="d", client="c")
     assert (automatic.priority, automatic.deadline_ms) == ("auto", 111)
+    assert (asked.min_confidence, automatic.min_confidence) == (0.0, 0.4)
 
 
 async def test_one_round_returns_the_engines_bill_with_the_suggestions():

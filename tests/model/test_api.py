@@ -23,6 +23,7 @@ from model.api import Candidate, CompletionError, InfillRequest, InvalidRequestE
         ("temperature", -0.1),
         ("top_p", 0.0),
         ("deadline_ms", -1.0),
+        ("min_confidence", 1.1),
         ("priority", "urgent"),
     ],
 )

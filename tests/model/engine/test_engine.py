@@ -14,6 +14,7 @@ from model.api import (
     EngineOverloadedError,
     EngineUnavailableError,
     InvalidRequestError,
+    Policy,
     SupersededError,
 )
 from model.denoiser import Denoiser, Role
@@ -703,6 +704,47 @@ class TestAutoregressive:
         assert cancelled.forwards == 1
         engine.close()
         assert_nothing_left(engine)
+
+
+class TestAConfidenceThatIsNotReached:
+    @pytest.mark.parametrize("policy", ["threshold", "left-to-right", "autoregressive"])
+    def test_ends_the_fill_there_with_the_tokens_it_would_have_had(
+        self, make_engine: MakeEngine, make_fill: MakeFill, policy: Policy
+    ) -> None:
+        engine = make_engine()
+        params = (SamplingParams(policy=policy),)
+        whole, stopped = make_fill(params=params), make_fill(params=params, min_confidence=1e-6)
+        (wanted,), (found,) = (answer(engine.submit(fill)) for fill in (whole, stopped))
+        num_tokens = len(found.holes[0])
+        assert 0 < num_tokens < len(wanted.holes[0])
+        assert found.holes[0] == wanted.holes[0][:num_tokens]
+        assert found.probabilities == pytest.approx(wanted.probabilities[:num_tokens], rel=1e-3)
+        assert found.confidence < 1e-6
+        assert not found.finished
+        assert stopped.forwards < whole.forwards
+        assert_nothing_left(engine)
+
+    def test_is_no_matter_to_a_fill_that_is_sure(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        dictate(engine, [111, 112, 113])
+        (found,) = answer(engine.submit(make_fill(min_confidence=0.5)))
+        assert found.holes == ((111, 112, 113),)
+        assert found.finished
+
+    def test_ends_neither_several_holes_nor_tokens_that_may_be_masked_again(
+        self, make_engine: MakeEngine, make_fill: MakeFill
+    ) -> None:
+        engine = make_engine()
+        for options in (
+            {"between": ("x",)},
+            {"params": (SamplingParams(threshold=0.01, remask=0.001),)},
+        ):
+            whole, asked = make_fill(**options), make_fill(**options, min_confidence=1.0)
+            (wanted,), (found,) = (answer(engine.submit(fill)) for fill in (whole, asked))
+            assert found.holes == wanted.holes
+            assert asked.forwards == whole.forwards
 
 
 class TestCandidates:
