@@ -54,7 +54,7 @@ class TrainingConfig:
     """How long the rate falls to zero at the end; None: the last 30 % of the run."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
-    context_weight: float = 0.5
+    context_weight: float = 1.0
     """Share of the next-token loss beside the diffusion loss."""
     certainty_weight: float = 0.0
     """Share of the certainty loss: above 0 for a second stage that teaches few-step decoding."""
