@@ -94,7 +94,8 @@ class InfillRequest:
     policy: Policy = "threshold"
     """Which slots a step commits where `steps` does not say how many."""
     threshold: float = 0.9
-    """`threshold` policy: commit every slot whose top probability exceeds this."""
+    """`threshold` policy: a step commits every slot whose top probability exceeds this, and the
+    leftmost one (of an open checkpoint, as in the loops published with them, the surest)."""
     entropy_bound: float = 0.3
     """`entropy` policy: commit slots, surest first, while their entropies sum to at most this
     many nats beside the largest of them."""

@@ -33,7 +33,8 @@ POLICIES = ("threshold", "entropy", "left-to-right")
 def can_decide(params: SamplingParams) -> bool:
     """Whether a sequence's decisions can be made on the device."""
     is_adaptive = params.steps is None and params.policy in POLICIES
-    return is_adaptive and params.temperature == 0 and params.remask is None
+    is_plain = params.at_least == "leftmost" and params.remask is None
+    return is_adaptive and params.temperature == 0 and is_plain
 
 
 def bound_of(params: SamplingParams) -> float:

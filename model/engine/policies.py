@@ -48,14 +48,21 @@ class UnmaskPolicy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ThresholdPolicy:
-    """Commit every slot more confident than `threshold` (Fast-dLLM, arXiv 2505.22618, 3.3)."""
+    """Commit every slot more confident than `threshold` (Fast-dLLM, arXiv 2505.22618, 3.3), and the
+    leftmost or the surest one however unsure.
+
+    The surest is Fast-dLLM's. The leftmost makes as many fills exact, and soon shows when one is
+    not worth going on with (docs/experiments.md).
+    """
 
     threshold: Tensor
+    takes_leftmost: bool = True
     needs_entropy = False
 
     def select(self, slots: OpenSlots) -> Tensor:
         """See `UnmaskPolicy.select`."""
-        return (slots.confidence > self.threshold) | _surest(slots.confidence)
+        at_least = _leftmost if self.takes_leftmost else _surest
+        return (slots.confidence > self.threshold) | at_least(slots.confidence)
 
     def trusts(self, slots: OpenSlots, all_confidence: Tensor, chosen: Tensor) -> Tensor:
         """See `UnmaskPolicy.trusts`."""
@@ -124,8 +131,7 @@ class LeftToRightPolicy:
 
     def select(self, slots: OpenSlots) -> Tensor:
         """See `UnmaskPolicy.select`."""
-        is_open = slots.confidence >= 0
-        return is_open & (is_open.cumsum(dim=1) == 1)
+        return _leftmost(slots.confidence)
 
     def trusts(self, slots: OpenSlots, all_confidence: Tensor, chosen: Tensor) -> Tensor:
         """See `UnmaskPolicy.trusts`."""
@@ -183,7 +189,7 @@ def policy_of(params: Items[SamplingParams], device: torch.device) -> UnmaskPoli
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, device=device)[:, None]
 
-    kinds = ["fixed" if p.steps is not None else p.policy for p in params]
+    kinds = [_kind(p) for p in params]
     distinct = sorted(set(kinds))
     policies: list[UnmaskPolicy] = []
     for kind in distinct:
@@ -196,10 +202,25 @@ def policy_of(params: Items[SamplingParams], device: torch.device) -> UnmaskPoli
         elif kind == "left-to-right":
             policies.append(LeftToRightPolicy())
         else:
-            policies.append(ThresholdPolicy(column([p.threshold for p in params])))
+            threshold = column([p.threshold for p in params])
+            policies.append(ThresholdPolicy(threshold, takes_leftmost=kind == "threshold"))
     if len(policies) == 1:
         return policies[0]
     return PerRow(policies, column([distinct.index(kind) for kind in kinds]))
+
+
+def _kind(params: SamplingParams) -> str:
+    if params.steps is not None:
+        return "fixed"
+    if params.policy == "threshold" and params.at_least == "surest":
+        return "threshold, surest"
+    return params.policy
+
+
+def _leftmost(confidence_BC: Tensor) -> Tensor:
+    """(B, C) bool: the leftmost open slot of each row."""
+    is_open = confidence_BC >= 0
+    return is_open & (is_open.cumsum(dim=1) == 1)
 
 
 def _surest(confidence_BC: Tensor) -> Tensor:

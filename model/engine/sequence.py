@@ -23,7 +23,9 @@ class SamplingParams:
     """Commit everything in this many steps a canvas; None: adaptively, by `policy`."""
     policy: Policy = "threshold"
     threshold: float = 0.9
-    """`threshold`: commit every slot whose confidence exceeds this, at least one a step."""
+    """`threshold`: commit every slot whose confidence exceeds this, and one however unsure."""
+    at_least: Literal["leftmost", "surest"] = "leftmost"
+    """`threshold`: which one that is."""
     entropy_bound: float = 0.3
     """`entropy`: nats that a step's slots may be unsure of together, the least sure left aside."""
     factor: float = 1.0

@@ -10,7 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from model.api import (
     Candidate,
@@ -42,17 +44,19 @@ class EngineCompleter:
         layout: Layout,
         *,
         canvas_slots: Callable[[Sequence], int] | None = None,
+        at_least: Literal["leftmost", "surest"] = "leftmost",
         directory: Path | None = None,
     ) -> None:
         """An engine, and how its model reads text (`model.serving.loading`).
 
-        `canvas_slots` is `Fill.canvas_slots` of the model; `directory` holds its checkpoint.
+        `canvas_slots` and `at_least` are what `Fill` and `SamplingParams` say of the model;
+        `directory` holds its checkpoint.
         """
         self.directory = directory
         self._engine = engine
         self._tokenizer = tokenizer
         self._layout = layout
-        self._canvas_slots = canvas_slots
+        self._canvas_slots, self._at_least = canvas_slots, at_least
 
     @property
     def engine(self) -> Engine:
@@ -106,7 +110,9 @@ class EngineCompleter:
         between = [encode(text) for text in request.between]
         typed = tuple(encode(request.typed))
         length = None if request.length_of is None else len(encode(request.length_of))
-        params = _sampling_params(request, length)
+        params = tuple(
+            replace(each, at_least=self._at_least) for each in _sampling_params(request, length)
+        )
         first = min(request.max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
         layout = CanvasLayout.for_holes(first, between, len(typed))
         return Fill(

@@ -83,6 +83,7 @@ def _open_completer(
         tokenizer,
         layout,
         canvas_slots=canvas_slots(layout),
+        at_least="surest",
         directory=directory,
     )
 

@@ -129,7 +129,7 @@ def test_a_broken_row_stays_as_it_is_and_leaves_the_others_alone() -> None:
 
 @pytest.mark.parametrize("params", [
     SamplingParams(steps=4), SamplingParams(temperature=0.5), SamplingParams(remask=0.1),
-    SamplingParams(policy="factor"),
+    SamplingParams(policy="factor"), SamplingParams(at_least="surest"),
 ])  # fmt: skip
 def test_what_needs_the_logits_is_left_to_the_sampler(params: SamplingParams) -> None:
     assert not can_decide(params)

@@ -96,7 +96,7 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
             layout=layout,
             typed=typed,
             params=policy.candidates(
-                params or (SamplingParams(),), layout, max_new_tokens, follows=True
+                params or (SamplingParams(at_least="surest"),), layout, max_new_tokens, follows=True
             ),
             canvas_slots=lambda _: 128,
             num_wanted=num_wanted,

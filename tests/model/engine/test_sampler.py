@@ -13,6 +13,7 @@ from model.engine.policies import (
     OpenSlots,
     ThresholdPolicy,
     UnmaskPolicy,
+    policy_of,
 )
 from model.engine.sampler import CanvasBatch, SamplingRows, Vocabulary, decide, pick
 from model.engine.sequence import SamplingParams
@@ -257,9 +258,20 @@ class TestThresholdPolicy:
         policy = ThresholdPolicy(torch.tensor([[0.5]]))
         assert selected(policy, [0.6, 0.5, -1.0, 0.9]) == [True, False, False, True]
 
-    def test_commits_the_surest_slot_when_none_exceeds_it(self) -> None:
-        policy = ThresholdPolicy(torch.tensor([[1.0]]))
+    def test_commits_the_leftmost_open_slot_also_when_none_exceeds_it(self) -> None:
+        policy = ThresholdPolicy(torch.tensor([[0.5]]))
+        assert selected(policy, [-1.0, 0.2, 0.4, 0.3]) == [False, True, False, False]
+        assert selected(policy, [-1.0, 0.2, 0.4, 0.6]) == [False, True, False, True]
+
+    def test_commits_the_surest_one_instead_where_that_is_asked_for(self) -> None:
+        policy = ThresholdPolicy(torch.tensor([[1.0]]), takes_leftmost=False)
         assert selected(policy, [-1.0, 0.2, 0.4, 0.3]) == [False, False, True, False]
+
+    def test_rows_may_differ_in_which_one_that_is(self) -> None:
+        params = [SamplingParams(threshold=1.0, at_least=one) for one in ("leftmost", "surest")]
+        policy = policy_of(params, torch.device("cpu"))
+        slots = OpenSlots(torch.tensor([[0.2, 0.4]] * 2), None, torch.zeros(2, 1))
+        assert policy.select(slots).tolist() == [[True, False], [False, True]]
 
     @given(tokens=st.lists(st.sampled_from(ORDINARY), min_size=1, max_size=16))
     def test_0_commits_a_canvas_without_conflicts_at_once(self, tokens: list[int]) -> None:
