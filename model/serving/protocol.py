@@ -28,7 +28,7 @@ from model.api import (
     SupersededError,
 )
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised whenever a peer of the version before would misread or refuse what we send."""
 
 HEARTBEAT_S = 2.0
