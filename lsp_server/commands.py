@@ -1,4 +1,4 @@
-"""Commands and code actions that fill on demand, and what the client tells of suggestions.
+"""Commands that fill on demand, and what the client tells of suggestions.
 
 docs/editors-protocol.md is the contract: names, arguments, results.
 """
@@ -17,9 +17,8 @@ from pygls.workspace import TextDocument
 
 from lsp_server.completion import Reason
 from lsp_server.confidence import told
-from lsp_server.documents import language, locate, position_at
+from lsp_server.documents import locate, position_at
 from lsp_server.fill import Filled, Filling, Progress
-from lsp_server.holes import find_holes
 from lsp_server.server import ACCEPTED, MezzotintServer
 from lsp_server.settings import SECTION
 from model.api import Frame, FrameListener
@@ -34,9 +33,7 @@ DID_REJECT = "textDocument/didRejectCompletion"
 FRAME = f"{SECTION}/frame"
 """Notification {token, step, slots}: the canvas of a fill after a denoising step."""
 
-_TITLES = {HERE: "Fill here", SELECTION: "Fill selection", HOLES: "Fill every hole in this file"}
-_REWRITE = types.CodeActionKind.RefactorRewrite.value
-_KINDS = {command: f"{_REWRITE}.{SECTION}.{command.rpartition('.')[2]}" for command in _TITLES}
+TITLES = {HERE: "Fill here", SELECTION: "Fill selection", HOLES: "Fill every hole in this file"}
 _PROGRESS_TIMEOUT_S = 5.0
 _MOVED_ON = "the document has changed in the meantime"
 
@@ -44,7 +41,7 @@ Fill = Callable[[Progress], Awaitable[Filled]]
 
 
 def register(server: MezzotintServer) -> None:
-    """Give `server` the commands, code actions and notifications of this file."""
+    """Give `server` the commands and notifications of this file."""
     for name, handler in (
         (HERE, on_fill_here),
         (SELECTION, on_fill_selection),
@@ -60,46 +57,6 @@ def register(server: MezzotintServer) -> None:
         (DID_REJECT, on_rejected),
     ):
         server.feature(method)(handler)
-    options = types.CodeActionOptions(code_action_kinds=list(_KINDS.values()))
-    server.feature(types.TEXT_DOCUMENT_CODE_ACTION, options)(on_code_action)
-
-
-# --- Code actions -----------------------------------------------------------------------------
-
-
-def on_code_action(ls: MezzotintServer, params: types.CodeActionParams) -> list[types.CodeAction]:
-    """What can be filled here. Unasked, as for a light bulb: only what there is a sign for."""
-    document = ls.workspace.text_documents.get(params.text_document.uri)
-    if document is None or not ls.completes(document):
-        return []
-    uri, span = params.text_document.uri, params.range
-    about: dict[str, object] = {"uri": uri, "version": document.version}
-    place = {"line": span.start.line, "character": span.start.character}
-    end = {"line": span.end.line, "character": span.end.character}
-    holes = find_holes(document.source, language(document))
-    offered: list[tuple[str, str, dict[str, object]]] = []
-    asked = params.context.trigger_kind != types.CodeActionTriggerKind.Automatic
-    if span.start != span.end:
-        offered.append((SELECTION, "", {**about, "range": {"start": place, "end": end}}))
-    elif asked:
-        offered.append((HERE, "", {**about, "position": place}))
-    if holes and (asked or _is_marked(document, span.start.line)):
-        offered.append((HOLES, f" ({len(holes)})", about))
-    only = params.context.only
-    return [
-        types.CodeAction(
-            title=_TITLES[command] + note,
-            kind=_KINDS[command],
-            command=types.Command(_TITLES[command], command, arguments=[argument]),
-        )
-        for command, note, argument in offered
-        if only is None or any(f"{_KINDS[command]}.".startswith(f"{kind}.") for kind in only)
-    ]
-
-
-def _is_marked(document: TextDocument, line: int) -> bool:
-    lines = document.lines
-    return line < len(lines) and bool(find_holes(lines[line], language(document)))
 
 
 # --- Filling ----------------------------------------------------------------------------------
@@ -115,12 +72,7 @@ async def on_fill_here(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
 async def on_fill_selection(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
     """`mezzotint.fill.selection`."""
     argument = _argument(arguments, SELECTION)
-    match argument.get("range"):
-        case {"start": start, "end": end}:
-            span = types.Range(_position(start, SELECTION), _position(end, SELECTION))
-        case _:
-            raise _invalid(SELECTION, "a range with start and end")
-    return await _fill_span(ls, SELECTION, argument, span)
+    return await _fill_span(ls, SELECTION, argument, _range(argument.get("range"), SELECTION))
 
 
 async def _fill_span(
@@ -130,16 +82,15 @@ async def _fill_span(
     if isinstance(document, str):
         return _result(None, reason=document)
     filler = await ls.filler()  # first: while we wait, the document may change
-    lines, codec = document.lines, document.position_codec
-    start, end = (locate(lines, codec, position).offset for position in (span.start, span.end))
-    snapshot = ls.snapshot(document, document.source, min(start, end))
+    start, end = _offsets(document, span)
+    snapshot = ls.snapshot(document, document.source, start)
     on_frame = _frame_sender(ls, argument.get("frames"))
     return await _fill(
         ls,
         command,
         document,
         argument,
-        lambda report: filler.span(snapshot, max(start, end), on_frame),
+        lambda report: filler.span(snapshot, end, on_frame),
     )
 
 
@@ -158,12 +109,17 @@ def _frame_sender(ls: MezzotintServer, token: object) -> FrameListener | None:
 async def on_fill_holes(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
     """`mezzotint.fill.holes`."""
     argument = _argument(arguments, HOLES)
+    within = argument.get("range")
+    span = None if within is None else _range(within, HOLES)
     document = _document(ls, argument)
     if isinstance(document, str):
         return _result(None, reason=document)
     filler = await ls.filler()
     snapshot = ls.snapshot(document, document.source, 0)
-    return await _fill(ls, HOLES, document, argument, lambda report: filler.holes(snapshot, report))
+    offsets = None if span is None else _offsets(document, span)
+    return await _fill(
+        ls, HOLES, document, argument, lambda report: filler.holes(snapshot, report, offsets)
+    )
 
 
 async def _fill(
@@ -176,7 +132,7 @@ async def _fill(
     """Run `fill` with progress, and apply the best filling unless the client wants to choose."""
     version, lines = document.version, document.lines
     with ls.status.working():
-        filled = await _with_progress(ls, _TITLES[command], fill)
+        filled = await _with_progress(ls, TITLES[command], fill)
         result = filled.completion.result if filled.completion else None
         ls.status.answered(filled.reason, result)
     if not ls.is_current(document, version):
@@ -184,7 +140,7 @@ async def _fill(
     candidates = [_edits(document, lines, filling) for filling in filled.fillings]
     applied, reason = False, filled.reason.message if filled.reason else None
     if candidates and argument.get("apply", True):
-        applied, reason = await _apply(ls, document, _TITLES[command], candidates[0])
+        applied, reason = await _apply(ls, document, TITLES[command], candidates[0])
     return _result(
         version,
         applied=applied,
@@ -328,6 +284,20 @@ def _position(raw: object, command: str) -> types.Position:
             return types.Position(line, character)
         case _:
             raise _invalid(command, "a position with line and character")
+
+
+def _range(raw: object, command: str) -> types.Range:
+    if not isinstance(raw, Mapping):
+        raise _invalid(command, "a range with start and end")
+    ends = cast("Mapping[str, object]", raw)
+    return types.Range(_position(ends.get("start"), command), _position(ends.get("end"), command))
+
+
+def _offsets(document: TextDocument, span: types.Range) -> tuple[int, int]:
+    """Where a client's range begins and ends, in characters of the document as it is now."""
+    lines, codec = document.lines, document.position_codec
+    start, end = sorted(locate(lines, codec, at).offset for at in (span.start, span.end))
+    return start, end
 
 
 def _invalid(command: str, wanted: str) -> JsonRpcInvalidParams:

@@ -123,11 +123,12 @@ def documents_beside(
     return tuple(
         OpenDocument(name=other.uri, path=other.path, language=language(other), text=other.source)
         for other in workspace.text_documents.values()
-        if other is not document and _may_be_read(other, settings)
+        if other is not document and may_be_read(other, settings)
     )
 
 
-def _may_be_read(document: TextDocument, settings: Settings) -> bool:
+def may_be_read(document: TextDocument, settings: Settings) -> bool:
+    """Whether a document is one to complete in: switched on, not excluded, small, and text."""
     if refusal(document.path, language(document), settings, explicit=True) is not None:
         return False
     try:

@@ -126,15 +126,23 @@ class Filler:
         )
         return Filled(fillings=fillings, reason=completion.reason, completion=completion)
 
-    async def holes(self, snapshot: Snapshot, on_progress: Progress) -> Filled:
-        """Fill every hole of the document that the model has something for."""
+    async def holes(
+        self, snapshot: Snapshot, on_progress: Progress, within: tuple[int, int] | None = None
+    ) -> Filled:
+        """Fill every hole of the document, or of the part `within` these offsets, that the model
+        has something for."""
         try:
             reason = self._refusal(snapshot)
             if reason is not None:
                 return Filled(reason=reason)
-            holes = find_holes(snapshot.text, snapshot.language)
+            first, last = within or (0, len(snapshot.text))
+            holes = [
+                hole
+                for hole in find_holes(snapshot.text, snapshot.language)
+                if first <= hole.marked_from and hole.end <= last
+            ]
             if not holes:
-                return _nothing("this file has no hole: mark one with <FILL>, ... or TODO")
+                return _nothing("there is no hole: mark one with <FILL>, ... or TODO")
             groups = grouped(holes)
             written: list[_Written] = []
             while groups:

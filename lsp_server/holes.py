@@ -12,16 +12,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+Marker = Literal["<FILL>", "...", "pass  # hole", "TODO"]
+EXPLICIT: frozenset[Marker] = frozenset({"<FILL>", "pass  # hole"})
+"""Markers that are written for no other reason than to have a hole filled."""
 
 _EOL = r"(?=\r?\n|\r|\Z)"
-_TAG = re.compile(r"<FILL>")
+_TAG = re.compile(r"(?P<hole><FILL>)")
 _ELLIPSIS_LINE = re.compile(rf"(?:(?<=\n)|(?<=\r)|\A)[ \t]*(?P<hole>\.\.\.)[ \t]*{_EOL}")
 _ELLIPSIS_BODY = re.compile(rf":[ \t]+(?P<hole>\.\.\.)[ \t]*{_EOL}")
 _PASS = re.compile(rf"(?P<hole>\bpass[ \t]+#[ \t]*hole)[ \t]*{_EOL}")
 _TODO = re.compile(
     rf"(?:(?<=\n)|(?<=\r)|\A)(?P<indent>[ \t]*)(?://|#|--|/\*|<!--)[ \t]*TODO\b[^\r\n]*{_EOL}"
 )
+_PATTERNS: tuple[tuple[Marker, re.Pattern[str], str | None], ...] = (
+    ("<FILL>", _TAG, None),
+    ("...", _ELLIPSIS_LINE, None),
+    ("...", _ELLIPSIS_BODY, "python"),
+    ("pass  # hole", _PASS, "python"),
+)
+"""With the language that each is a marker in; None for all."""
 
 CANVAS_SLOTS = 128
 """Slots of the engine's largest canvas (`model.infill.CANVAS_SIZES`), which the holes of a request
@@ -40,6 +52,9 @@ class Hole:
     end: int
     lead: str = ""
     """A line end and an indentation where the hole begins a line of its own."""
+    marker: Marker = field(kw_only=True)
+    marked_from: int = field(kw_only=True)
+    """Where the text begins that says there is a hole; it goes on to `end`."""
 
 
 def find_holes(text: str, language: str) -> list[Hole]:
@@ -56,17 +71,22 @@ def find_holes(text: str, language: str) -> list[Hole]:
 
 
 def _marked(text: str, language: str) -> Iterator[Hole]:
-    patterns = [_TAG, _ELLIPSIS_LINE]
-    if language == "python":
-        patterns += [_ELLIPSIS_BODY, _PASS]
-    for pattern in patterns:
+    for marker, pattern, of_language in _PATTERNS:
+        if of_language not in (None, language):
+            continue
         for match in pattern.finditer(text):
-            group = "hole" if "hole" in pattern.groupindex else 0
-            yield Hole(match.start(group), match.end(group))
+            start, end = match.span("hole")
+            yield Hole(start, end, marker=marker, marked_from=start)
     for match in _TODO.finditer(text):
         line_end = re.compile(r"\r\n|\n|\r").search(text, match.end())
         eol = line_end.group() if line_end else "\n"
-        yield Hole(match.end(), match.end(), lead=eol + match["indent"])
+        yield Hole(
+            match.end(),
+            match.end(),
+            lead=eol + match["indent"],
+            marker="TODO",
+            marked_from=match.end("indent"),
+        )
 
 
 def grouped(holes: Sequence[Hole]) -> list[list[Hole]]:

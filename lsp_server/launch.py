@@ -10,7 +10,7 @@ from functools import partial
 
 from lsprotocol import types
 
-from lsp_server import commands, server
+from lsp_server import code_actions, commands, server
 from lsp_server.api_keys import ApiKeys
 from lsp_server.engine_process import EngineProcess, EngineState
 from lsp_server.server import EngineFactory, MezzotintServer
@@ -63,6 +63,8 @@ def create_server(make_engine: EngineFactory | None = None) -> MezzotintServer:
         (types.TEXT_DOCUMENT_DID_CHANGE, server.on_change, None),
         (types.TEXT_DOCUMENT_DID_CLOSE, server.on_close, None),
         (types.NOTEBOOK_DOCUMENT_DID_OPEN, server.on_open_notebook, None),
+        (types.NOTEBOOK_DOCUMENT_DID_CHANGE, server.on_change_notebook, None),
+        (types.NOTEBOOK_DOCUMENT_DID_CLOSE, server.on_close_notebook, None),
         # Without options, pygls does not advertise it.
         (
             types.TEXT_DOCUMENT_INLINE_COMPLETION,
@@ -72,6 +74,7 @@ def create_server(make_engine: EngineFactory | None = None) -> MezzotintServer:
     ):
         made.feature(method, options)(handler)
     commands.register(made)
+    code_actions.register(made)
     return made
 
 

@@ -1,7 +1,8 @@
 """The language server: LSP messages in, completions out.
 
-LSP types are known here, in `documents`, where positions become character offsets and back, and in
-`commands`, nowhere else. Errors become an empty answer and a `mezzotint/status` notification.
+LSP types are known here, in `documents`, where positions become character offsets and back, in
+`commands`, `code_actions` and `hints`, nowhere else. Errors become an empty answer and a
+`mezzotint/status` notification.
 Nothing waits for the model before `initialize` is answered, and nothing imports torch.
 """
 
@@ -39,6 +40,7 @@ from lsp_server.documents import (
 )
 from lsp_server.engine_process import EngineState
 from lsp_server.fill import Filler
+from lsp_server.hints import HoleHints
 from lsp_server.parent import process_exists
 from lsp_server.recent_edits import RecentEdits
 from lsp_server.related import RelatedText
@@ -151,16 +153,18 @@ class MezzotintServer(LanguageServer):
         self._engine_state_changed = asyncio.Event()
         self._filler: Filler | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hints = HoleHints(self.text_document_publish_diagnostics, self.spawn)
 
     def report_server_error(self, error: Exception, source: object) -> None:
         """Log what pygls would show as a pop-up."""
         logger.error("%s: %s", getattr(source, "__name__", source), error)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` in the background and log how it fails."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
+        return task
 
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -200,6 +204,8 @@ class MezzotintServer(LanguageServer):
         self._session = CompletionSession(*made, related=related, client=self._client)
         self._filler = Filler(*made, related=related, client=self._client)
         self._configured.set()
+        for document in self.workspace.text_documents.values():
+            self.hint(document)
         disabled = None if settings.enabled else Reason(kind="inactive", message="disabled")
         self.status.answered(disabled)
 
@@ -285,9 +291,16 @@ class MezzotintServer(LanguageServer):
         """Remember where the user is at work."""
         note_edits(self._edits, document, changes)
 
+    def hint(self, document: TextDocument, *, changed: bool = False) -> None:
+        """Have the client show where the document has holes; if it `changed`, after a pause."""
+        if self._settings is not None and self._session is not None:  # else once there are any
+            after_s = self._session.debounce_s if changed else 0.0
+            self._hints.refresh(document, self._settings, after_s=after_s)
+
     def forget(self, uri: str) -> None:
         """Drop what is kept of a closed document."""
         self._edits.forget(unquote(uri))
+        self._hints.forget(uri)
         if self._session is not None:
             self._session.forget(uri)
 
@@ -424,6 +437,7 @@ async def on_open(ls: MezzotintServer, params: types.DidOpenTextDocumentParams) 
     """Load the model before the first completion needs it."""
     document = ls.open_document(params.text_document.uri)
     if document is not None:
+        ls.hint(document)
         await ls.warm_up(document)
 
 
@@ -432,6 +446,7 @@ def on_change(ls: MezzotintServer, params: types.DidChangeTextDocumentParams) ->
     document = ls.workspace.text_documents.get(unquote(params.text_document.uri))
     if document is not None:
         ls.note_edits(document, params.content_changes)
+        ls.hint(document, changed=True)
 
 
 def on_close(ls: MezzotintServer, params: types.DidCloseTextDocumentParams) -> None:
@@ -443,10 +458,32 @@ async def on_open_notebook(
     ls: MezzotintServer, params: types.DidOpenNotebookDocumentParams
 ) -> None:
     """Load the model before the first completion in a cell needs it."""
-    for cell in params.cell_text_documents[:1]:
-        document = ls.open_document(cell.uri)
+    cells = [ls.open_document(cell.uri) for cell in params.cell_text_documents]
+    for document in filter(None, cells):
+        ls.hint(document)
+    for document in filter(None, cells[:1]):
+        await ls.warm_up(document)
+
+
+def on_change_notebook(ls: MezzotintServer, params: types.DidChangeNotebookDocumentParams) -> None:
+    """Cells were written in, added or taken away."""
+    changed = params.change.cells
+    if changed is None:
+        return
+    for cell in changed.structure.did_close or [] if changed.structure else []:
+        ls.forget(cell.uri)
+    opened = (changed.structure.did_open or []) if changed.structure else []
+    written = [cell.document for cell in changed.text_content or []]
+    for cell in (*opened, *written):
+        document = ls.workspace.text_documents.get(unquote(cell.uri))
         if document is not None:
-            await ls.warm_up(document)
+            ls.hint(document, changed=True)
+
+
+def on_close_notebook(ls: MezzotintServer, params: types.DidCloseNotebookDocumentParams) -> None:
+    """Forget the cells of a closed notebook."""
+    for cell in params.cell_text_documents:
+        ls.forget(cell.uri)
 
 
 async def on_shutdown(ls: MezzotintServer, params: None) -> None:

@@ -137,7 +137,7 @@ class CompletionSession:
             if typed_through:
                 return Completion(suggestions=typed_through)
             if not explicit:
-                await asyncio.sleep(self._debounce_s())
+                await asyncio.sleep(self.debounce_s)
             return await self._ask(snapshot, context, explicit)
         except Exception as error:
             return Completion(reason=reason_of(error, snapshot.language))
@@ -200,7 +200,9 @@ class CompletionSession:
                     return rest
         return ()
 
-    def _debounce_s(self) -> float:
+    @property
+    def debounce_s(self) -> float:
+        """For how long the typing has to pause, in seconds."""
         setting = self._settings.debounce_ms
         return (self._debounce.delay_ms if setting == "adaptive" else setting) / 1000
 

@@ -300,6 +300,12 @@ class Settings:
         _integer(0, 8),
         "How often the parts of a completion that add a syntax error are denoised again.",
     )
+    hole_hints: Literal["off", "explicit", "all"] = _setting(
+        "explicit",
+        _choice("off", "explicit", "all"),
+        "Hints where there is a hole to fill: nowhere, at the markers that mean nothing else "
+        "(`<FILL>`, `pass  # hole`), or at `...` and TODO comments as well.",
+    )
     context: ContextSettings = field(default_factory=ContextSettings)
     exclude: tuple[str, ...] = _setting(
         DEFAULT_EXCLUDE,

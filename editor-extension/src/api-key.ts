@@ -1,7 +1,8 @@
 /** The API key of the engine that `mezzotint.engine.url` names, in the editor's secret store. */
-import { type SecretStorage, window, workspace } from "vscode";
+import { type SecretStorage, window } from "vscode";
 import { openSettings } from "./menu.ts";
 import { secretName } from "./secret-name.ts";
+import { setting } from "./settings.ts";
 
 /** What the server gets among its initialization options (`docs/editors-protocol.md`). */
 export interface ApiKey {
@@ -43,5 +44,5 @@ export async function askApiKey(secrets: SecretStorage): Promise<boolean> {
 }
 
 function engineUrl(): string {
-  return workspace.getConfiguration("mezzotint").get("engine.url", "");
+  return setting("engine.url", "");
 }

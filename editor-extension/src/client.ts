@@ -3,10 +3,8 @@ import { homedir } from "node:os";
 import { createInterface } from "node:readline";
 import { commands, type LogOutputChannel } from "vscode";
 import {
-  type ConfigurationRequest,
   LanguageClient,
   type LanguageClientOptions,
-  type LSPAny,
   type Middleware,
   RevealOutputChannelOn,
   State,
@@ -15,6 +13,7 @@ import type { ApiKey } from "./api-key.ts";
 import { Coalescer } from "./coalescer.ts";
 import { StatusNotification } from "./protocol.ts";
 import type { ServerCommand } from "./server.ts";
+import { serverSettings } from "./settings.ts";
 import type { StatusItem } from "./status.ts";
 
 export class ServerConnection {
@@ -125,18 +124,4 @@ function createClient(
     options: { cwd: homedir() },
   };
   return new LanguageClient("mezzotint", "Mezzotint", run, options);
-}
-
-/** Answers the server's question for its settings: all but those that the extension reads itself. */
-const serverSettings: ConfigurationRequest.MiddlewareSignature = async (params, token, next) => {
-  const sections = await next(params, token);
-  return Array.isArray(sections) ? sections.map(withoutExtensionSettings) : sections;
-};
-
-function withoutExtensionSettings(section: LSPAny): LSPAny {
-  if (section === null || typeof section !== "object" || Array.isArray(section)) {
-    return section;
-  }
-  const { server: _, ...rest } = section;
-  return rest;
 }

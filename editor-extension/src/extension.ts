@@ -17,6 +17,7 @@ import { GhostText } from "./ghost-text.ts";
 import { askMinutes, chooseModel, openSettings, showMenu, toggleEnabled } from "./menu.ts";
 import { executeCommand, type Statistics } from "./protocol.ts";
 import { findServer, type ServerCommand, ServerNotFoundError } from "./server.ts";
+import { setting } from "./settings.ts";
 import { OwnEnvironment } from "./setup.ts";
 import { SetupError } from "./setup-error.ts";
 import { Snooze } from "./snooze.ts";
@@ -99,7 +100,7 @@ export async function deactivate(): Promise<void> {
 /** An installed server, else the extension's own. */
 async function findOrSetUp(own: OwnEnvironment): Promise<ServerCommand> {
   const folders = workspace.isTrusted ? (workspace.workspaceFolders ?? []) : [];
-  const configured = workspace.getConfiguration("mezzotint").get<string[]>("server.command", []);
+  const configured = setting<string[]>("server.command", []);
   try {
     return findServer({
       configured,

@@ -1,5 +1,12 @@
 /** What a click on the status bar item offers. */
 import { commands, ConfigurationTarget, type QuickPickItem, window, workspace } from "vscode";
+import { setting } from "./settings.ts";
+
+interface Model {
+  readonly path?: string;
+  readonly device?: string;
+  readonly dtype?: string;
+}
 
 interface Entry extends QuickPickItem {
   readonly run: () => Thenable<unknown>;
@@ -48,16 +55,16 @@ export async function toggleEnabled(): Promise<void> {
 export async function chooseModel(): Promise<void> {
   const shipped = "The one that comes with Mezzotint";
   const other = "A checkpoint folder…";
-  const current = workspace.getConfiguration("mezzotint").get("model.path", "");
+  const current = setting<Model>("model", {}).path;
   const options = { title: "Model", placeHolder: current || shipped };
   const choice = await window.showQuickPick([shipped, other], options);
   if (choice === shipped) {
-    await update("model.path", undefined);
+    await updateModel(undefined);
   } else if (choice === other) {
     const folders = { canSelectFiles: false, canSelectFolders: true, openLabel: "Use This Model" };
     const [folder] = (await window.showOpenDialog(folders)) ?? [];
     if (folder !== undefined) {
-      await update("model.path", folder.fsPath);
+      await updateModel(folder.fsPath);
     }
   }
 }
@@ -68,6 +75,14 @@ export function openSettings(query: string): Thenable<unknown> {
 
 function isEnabled(): boolean {
   return workspace.getConfiguration("mezzotint").get("enabled", true);
+}
+
+/** Change the model's directory and leave device and number format as they are. */
+async function updateModel(path: string | undefined): Promise<void> {
+  const values = workspace.getConfiguration("mezzotint").inspect<Model>("model");
+  const { path: _, ...others } = values?.workspaceValue ?? values?.globalValue ?? {};
+  const model: Model = path === undefined ? others : { ...others, path };
+  await update("model", Object.keys(model).length > 0 ? model : undefined);
 }
 
 async function update(key: string, value: unknown): Promise<void> {

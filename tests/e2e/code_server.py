@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SETTINGS: dict[str, object] = {
@@ -47,17 +47,28 @@ class CodeServer:
             *("--extensions-dir", str(directory / "extensions")),
         ]
 
-    def install(self, extension: Path, settings: dict[str, object]) -> None:
+    def install(
+        self,
+        extension: Path,
+        settings: dict[str, object],
+        keybindings: Sequence[dict[str, object]] = (),
+    ) -> None:
         """Install a .vsix, and these user settings beside `SETTINGS`."""
         self._settings.parent.mkdir(parents=True)
         self._settings.write_text(json.dumps({**SETTINGS, **settings}))
+        self._settings.with_name("keybindings.json").write_text(json.dumps([*keybindings]))
         command = [*self._command, "--install-extension", str(extension)]
         subprocess.run(command, env=self.environment, check=True, timeout=120)
 
-    def start(self) -> None:
-        """Start it in a process group of its own and wait until it answers."""
+    def start(self, *, trusts_all: bool = True) -> None:
+        """Start it in a process group of its own and wait until it answers.
+
+        `trusts_all`: every folder is trusted, unasked.
+        """
         address = f"127.0.0.1:{self._port}"
-        options = ["--disable-telemetry", "--disable-update-check", "--disable-workspace-trust"]
+        options = ["--disable-telemetry", "--disable-update-check"]
+        if trusts_all:
+            options.append("--disable-workspace-trust")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [*self._command, "--auth", "none", "--bind-addr", address, *options],

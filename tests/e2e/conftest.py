@@ -8,15 +8,24 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 # importlib mode, in which pytest runs, leaves the tests' own helpers out.
 sys.path.append(str(Path(__file__).parent))
+from code_server import CodeServer
+from project import PATIENT, SCRIPTED_COMMAND, Project
+from window import Window
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+EXTENSION = Path(__file__).resolve().parents[2] / "editor-extension" / "mezzotint.vsix"
 
 RUN_VARIABLE = "MEZZOTINT_TEST_RUN"
 
@@ -88,3 +97,90 @@ def editors() -> Path:
     if directory is None:
         pytest.skip("drives real editors: run .ci/editor-tests, which installs them")
     return Path(directory)
+
+
+# --- VS Code ---
+
+
+@pytest.fixture(scope="module")
+def module_watch() -> Iterator[ProcessWatch]:
+    with watching() as watch:
+        yield watch
+
+
+@pytest.fixture(scope="module")
+def browser(editors: Path) -> Iterator[Browser]:
+    sys.path.append(str(editors / "playwright"))
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            # The sandbox does not run as root, and containers often have a small /dev/shm.
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def keybindings() -> list[dict[str, Any]]:
+    """The user's own; for a module to override."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def code_server(
+    editors: Path,
+    module_watch: ProcessWatch,
+    keybindings: list[dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[CodeServer]:
+    """One for all tests of this module; each opens a window and a folder of its own."""
+    server = CodeServer(editors, tmp_path_factory.mktemp("vscode"), module_watch.environment)
+    settings = {**PATIENT, "mezzotint.server.command": SCRIPTED_COMMAND}
+    server.install(EXTENSION, settings, keybindings)
+    server.start()
+    yield server
+    module_watch.kill()
+    server.process.wait()
+
+
+@pytest.fixture
+def window(
+    browser: Browser, code_server: CodeServer, editors: Path, request: pytest.FixtureRequest
+) -> Iterator[Window]:
+    """A window; its last state is kept as a picture when the test fails."""
+    page = browser.new_page(viewport={"width": 1100, "height": 640})
+    window = Window(page, code_server, editors / "pictures")
+    failures = request.session.testsfailed
+    yield window
+    if request.session.testsfailed > failures:
+        window.screenshot(f"failed-{request.node.name}")
+    window.close()
+
+
+@pytest.fixture
+def own_server(
+    editors: Path, watch: ProcessWatch, tmp_path: Path
+) -> Iterator[Callable[..., CodeServer]]:
+    """Starts a VS Code with settings of one's own, which may ask whether folders are trusted."""
+    servers: list[CodeServer] = []
+
+    def start(settings: dict[str, Any], *, trusts_all: bool = True) -> CodeServer:
+        server = CodeServer(editors, tmp_path / "vscode", watch.environment)
+        servers.append(server)
+        server.install(EXTENSION, {**PATIENT, **settings})
+        server.start(trusts_all=trusts_all)
+        return server
+
+    yield start
+    watch.kill()
+    for server in servers:
+        server.process.wait()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """An empty one."""
+    return Project(tmp_path / "project")

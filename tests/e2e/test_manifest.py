@@ -12,8 +12,8 @@ import pytest
 from lsp_server.settings import describe_settings, parse_settings
 
 MANIFEST = Path(__file__).parents[2] / "editor-extension" / "package.json"
-CONTRIBUTES = json.loads(MANIFEST.read_text())["contributes"]
-OFFERED: dict[str, dict[str, Any]] = CONTRIBUTES["configuration"]["properties"]
+EXTENSION = json.loads(MANIFEST.read_text())
+OFFERED: dict[str, dict[str, Any]] = EXTENSION["contributes"]["configuration"]["properties"]
 PROPERTIES = {
     key.removeprefix("mezzotint.") + leaf: schema
     for key, group in OFFERED.items()
@@ -73,6 +73,15 @@ def test_manifest_does_not_forbid_what_the_server_accepts(key: str, value: int) 
 
 def test_settings_are_few_enough_to_be_read() -> None:
     assert len(OFFERED) <= 25
+
+
+def test_an_untrusted_workspace_names_no_program_model_or_address_and_opens_no_file() -> None:
+    restricted = set(EXTENSION["capabilities"]["untrustedWorkspaces"]["restrictedConfigurations"])
+    assert restricted <= OFFERED.keys()
+    harmless = {"mezzotint.engine.idleUnloadMinutes"}
+    engine = {key for key in OFFERED if key.startswith("mezzotint.engine.")} - harmless
+    others = {"server.command", "model", "exclude", "log"}
+    assert restricted == engine | {f"mezzotint.{name}" for name in others}
 
 
 def test_a_groups_default_is_that_of_its_members() -> None:

@@ -31,6 +31,10 @@ local lines = { mark[4].virt_text[1][1] }
 for _, line in ipairs(mark[4].virt_lines or {}) do table.insert(lines, line[1][1]) end
 return table.concat(lines, "\\n")
 """
+HINTS = """
+local function told(hint) return { hint.lnum, hint.col, hint.end_col, hint.code } end
+return vim.tbl_map(told, vim.diagnostic.get(0))
+"""
 
 pytestmark = [pytest.mark.editor, pytest.mark.timeout(300)]
 
@@ -159,3 +163,14 @@ def test_a_word_a_line_and_the_rest_are_accepted_and_a_suggestion_dismissed(
     editor.keys("<Tab>")  # without ghost text it indents again
     assert holds_within(PATIENCE_S, lambda: editor.text() != written)
     assert editor.text().expandtabs().rstrip(" ") == written
+
+
+def test_a_hole_behind_an_emoji_is_hinted_at_and_filled_by_its_quick_fix(
+    neovim: Callable[[str, dict[str, list[str]]], Neovim],
+) -> None:
+    editor = neovim("x = '🙂' + <FILL>\n", {"x = '🙂' + ": ["width"]})
+    assert holds_within(PATIENCE_S, lambda: editor.lua(HINTS) == [[0, 13, 19, "<FILL>"]])
+    only = "{ context = { only = { 'quickfix' } }, apply = true }"
+    editor.lua(f"vim.lsp.buf.code_action({only}); return true")
+    assert holds_within(PATIENCE_S, lambda: editor.text() == "x = '🙂' + width")
+    assert holds_within(PATIENCE_S, lambda: editor.lua(HINTS) == [])

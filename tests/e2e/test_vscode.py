@@ -8,124 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from code_server import CodeServer, holds_within
-from window import PATIENCE_S, Window, squeeze
+from project import AREA, AREA_FILL, SCRIPTED_COMMAND, Project
+from window import EDITOR, PATIENCE_S, Window, squeeze
 
 if TYPE_CHECKING:
     from conftest import ProcessWatch
     from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-EXTENSION = REPOSITORY / "editor-extension" / "mezzotint.vsix"
-SCRIPTED_SERVER = Path(__file__).with_name("scripted_server.py")
 SECONDS_TO_LEAVE = 20
 """How long the language server and its engine may outlive a killed editor."""
 
-# Whether there is a completion must depend neither on the machine's speed nor on whether a
-# small model happens to be sure of one, and to write one that parses.
-PATIENT = {
-    "mezzotint.deadlineMs": {"auto": 60_000, "manual": 60_000},
-    "mezzotint.syntaxCheck": "warn",
-    "mezzotint.minConfidence": 0,
-}
-
 pytestmark = [pytest.mark.editor, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def module_watch() -> Iterator[ProcessWatch]:
-    from conftest import watching
-
-    with watching() as watch:
-        yield watch
-
-
-@pytest.fixture(scope="module")
-def browser(editors: Path) -> Iterator[Browser]:
-    sys.path.append(str(editors / "playwright"))
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            # The sandbox does not run as root, and containers often have a small /dev/shm.
-            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def code_server(
-    editors: Path, module_watch: ProcessWatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CodeServer]:
-    """One for all tests of this module; each opens a window and a folder of its own."""
-    server = CodeServer(editors, tmp_path_factory.mktemp("vscode"), module_watch.environment)
-    command = [sys.executable, str(SCRIPTED_SERVER)]
-    server.install(EXTENSION, {**PATIENT, "mezzotint.server.command": command})
-    server.start()
-    yield server
-    module_watch.kill()
-    server.process.wait()
-
-
-@pytest.fixture
-def window(
-    browser: Browser, code_server: CodeServer, editors: Path, request: pytest.FixtureRequest
-) -> Iterator[Window]:
-    """A window; its last state is kept as a picture when the test fails."""
-    page = browser.new_page(viewport={"width": 1100, "height": 640})
-    window = Window(page, code_server, editors / "pictures")
-    failures = request.session.testsfailed
-    yield window
-    if request.session.testsfailed > failures:
-        window.screenshot(f"failed-{request.node.name}")
-    window.close()
-
-
-class Project:
-    """A folder with one document, and the script of what the engine says in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        (directory / ".vscode").mkdir(parents=True)
-        self._settings: dict[str, Any] = {}
-
-    def script(self, name: str, fills: dict[str, list[str]]) -> None:
-        """Have the engine say this."""
-        file = self.directory.parent / f"{self.directory.name}-{name}.json"
-        file.write_text(json.dumps(fills))
-        self.configure({"mezzotint.model.path": str(file)})
-
-    def configure(self, settings: dict[str, Any]) -> None:
-        """Change the folder's settings, also under an open window."""
-        self._settings |= settings
-        file = self.directory / ".vscode" / "settings.json"
-        new = file.with_suffix(".new")
-        new.write_text(json.dumps(self._settings))
-        new.replace(file)
-
-    def document(self, text: str, name: str = "example.py") -> Path:
-        """Write the document."""
-        file = self.directory / name
-        file.write_text(text)
-        return file
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return Project(tmp_path / "project")
-
-
-AREA = "def area(width, height):\n    \n"
-AREA_FILL = {"    return": [" width * height"]}
 
 
 def test_what_is_typed_brings_ghost_text_and_tab_takes_it(window: Window, project: Project) -> None:
@@ -288,13 +188,33 @@ def test_every_hole_is_filled_by_one_command_and_one_undo_takes_it_back(
 ) -> None:
     project.script("holes", HOLE_FILLS)
     window.open(project.document(HOLES))
+    hints = window.page.locator(f"{EDITOR} .squiggly-hint")
+    assert holds_within(PATIENCE_S, lambda: hints.count() == 2)
 
     window.run("Mezzotint: Fill Every Hole in This File")
     window.wait_for_saved(FILLED)
+    assert holds_within(PATIENCE_S, lambda: hints.count() == 0)
     window.screenshot("holes-filled")
     window.press("Control+z")
 
     window.wait_for_saved(HOLES)
+
+
+def test_the_quick_fix_of_a_hint_fills_that_hole_alone(window: Window, project: Project) -> None:
+    project.script("holes", HOLE_FILLS)
+    window.open(project.document(HOLES), line=6, column=14)
+    hints = window.page.locator(f"{EDITOR} .squiggly-hint")
+    assert holds_within(PATIENCE_S, lambda: hints.count() == 2)
+
+    window.press("Control+.")
+    fix = window.page.locator(".action-widget .monaco-list-row", has_text="Fill this hole")
+    fix.wait_for()
+    window.screenshot("quick-fix")
+    fix.click()
+
+    first, _, last = HOLES.rpartition("<FILL>")
+    window.wait_for_saved(f"{first}sum(values) / len(values){last}")
+    assert holds_within(PATIENCE_S, lambda: hints.count() == 1)
 
 
 def test_a_fill_is_chosen_among_several_that_are_previewed(
@@ -392,7 +312,7 @@ def test_all_folders_of_a_workspace_share_a_server_and_another_folder_brings_ano
     documents = [project.document(AREA, f"{project.directory.name}.py") for project in projects]
     script = tmp_path / "script.json"
     script.write_text(json.dumps(AREA_FILL))
-    settings = {"mezzotint.model.path": str(script)}
+    settings = {"mezzotint.model": {"path": str(script)}}
     workspace = workspace_of(tmp_path / "both.code-workspace", folders[:2], settings)
 
     others = servers(module_watch)
@@ -449,7 +369,7 @@ def test_the_walkthrough_shows_its_steps_and_ticks_off_what_happens(
     done = window.page.locator(".getting-started-step .codicon.complete")
     assert done.count() == 0
 
-    project.configure({"mezzotint.server.command": [sys.executable, str(SCRIPTED_SERVER)]})
+    project.configure({"mezzotint.server.command": SCRIPTED_COMMAND})
     steps.filter(has_text=WALKTHROUGH[0]).locator(".codicon.complete").wait_for()
     assert done.count() == 1
 
@@ -474,26 +394,6 @@ def ours(watch: ProcessWatch) -> list[str]:
 LINE = "    return EngineClient(socket, token)\n"
 """The line of `model/api.py` that is taken out, to be written again."""
 TYPED = "return Eng"
-
-
-@pytest.fixture
-def own_server(
-    editors: Path, watch: ProcessWatch, tmp_path: Path
-) -> Iterator[Callable[[dict[str, Any]], CodeServer]]:
-    """Starts a VS Code with settings of one's own."""
-    servers: list[CodeServer] = []
-
-    def start(settings: dict[str, Any]) -> CodeServer:
-        server = CodeServer(editors, tmp_path / "vscode", watch.environment)
-        servers.append(server)
-        server.install(EXTENSION, {**PATIENT, **settings})
-        server.start()
-        return server
-
-    yield start
-    watch.kill()
-    for server in servers:
-        server.process.wait()
 
 
 @pytest.mark.timeout(900)

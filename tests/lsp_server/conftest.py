@@ -15,7 +15,7 @@ import pytest
 from lsprotocol import types
 from pygls.protocol import default_converter
 from pytest_lsp import LanguageClient
-from pytest_lsp.client import register_lsp_features
+from pytest_lsp.client import DEFAULT_CLIENT_FEATURES, register_lsp_features
 
 # The tests are no package (importmode=importlib), and the session runs this file as a script.
 HERE = Path(__file__).parent
@@ -36,7 +36,12 @@ class Session(LanguageClient):
 
     def __init__(self, journal: Path) -> None:
         super().__init__(converter_factory=default_converter)
-        register_lsp_features(self)
+        self.hints: list[types.PublishDiagnosticsParams] = []
+        features = {
+            **DEFAULT_CLIENT_FEATURES,
+            types.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS: lambda params: self.hints.append(params),
+        }
+        register_lsp_features(self, features)
         self.statuses: list[Any] = []
         self.feature("mezzotint/status")(lambda status: self.statuses.append(status))
         self.answers: list[Any] = []

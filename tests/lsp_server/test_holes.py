@@ -53,21 +53,39 @@ def test_a_todo_over_a_marker_is_one_hole():
     assert text[hole.start : hole.end] == "..."
 
 
+@pytest.mark.parametrize(
+    ("text", "marker", "marked"),
+    [
+        ("x = <FILL>\n", "<FILL>", "<FILL>"),
+        ("def f(): ...\n", "...", "..."),
+        ("def f():\n    pass # hole\n", "pass  # hole", "pass # hole"),
+        ("  # TODO: sum\nx\n", "TODO", "# TODO: sum"),
+    ],
+)
+def test_a_hole_knows_its_marker_and_where_that_stands(text, marker, marked):
+    (hole,) = find_holes(text, "python")
+    assert (hole.marker, text[hole.marked_from : hole.end]) == (marker, marked)
+
+
+def hole(start, end):
+    return Hole(start, end, marker="...", marked_from=start)
+
+
 def test_holes_that_fit_one_canvas_go_together():
-    holes = [Hole(10 * i, 10 * i + 3) for i in range(5)]
+    holes = [hole(10 * i, 10 * i + 3) for i in range(5)]
     assert grouped(holes) == [holes]
 
 
 def test_what_does_not_fit_goes_into_further_groups():
-    holes = [Hole(10 * i, 10 * i + 3) for i in range(20)]
+    holes = [hole(10 * i, 10 * i + 3) for i in range(20)]
     groups = grouped(holes)
-    assert [hole for group in groups for hole in group] == holes
+    assert [one for group in groups for one in group] == holes
     assert len(groups) == 3
     assert all(16 * len(group) <= CANVAS_SLOTS for group in groups)
 
 
 def test_holes_far_apart_are_filled_one_by_one():
-    assert len(grouped([Hole(0, 3), Hole(5000, 5003)])) == 2
+    assert len(grouped([hole(0, 3), hole(5000, 5003)])) == 2
 
 
 def test_no_holes_make_no_groups():

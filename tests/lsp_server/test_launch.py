@@ -62,6 +62,26 @@ async def test_a_key_from_the_editors_store_reaches_its_engine_and_no_log(
     assert not session.messages
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_the_log_holds_source_text_only_where_that_is_allowed(
+    tmp_path: Path, allowed: bool
+) -> None:
+    async with another_engine() as other:
+        other.answers["/infill"] = (200, {"content": "2 * x", "stop": True, "stop_type": "eos"})
+        settings = {
+            "engine": {"url": other.url},
+            "log": {"level": "debug", "includeSource": allowed},
+            "deadlineMs": {"manual": 60_000},
+        }
+        session = await start(tmp_path, settings)
+        items = await session.inline(session.open(SOURCE), 1, 11)
+        await stop(session)
+    assert [item.insert_text for item in items] == ["2 * x"]
+    log = (tmp_path / "log").read_text()
+    assert log
+    assert ("2 * x" in log or "double" in log) == allowed
+
+
 async def test_the_status_says_why_an_engine_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
