@@ -129,8 +129,11 @@ def main() -> int:
                 print(args.print, flush=True)
 
     def make_engine(settings: Settings, on_state: Callable[[EngineState], None]) -> FakeEngine:
+        model = settings.model.path
         completer = JournalingCompleter(*args.text, delay_s=args.delay_s, fault=fault)
-        return FakeEngine(completer, on_state, loading_s=args.loading_s, failure=args.failure)
+        completer.record("engine", model=model)
+        failure = "it holds no checkpoint" if model.endswith("broken") else args.failure
+        return FakeEngine(completer, on_state, loading_s=args.loading_s, failure=failure)
 
     return run_stdio(make_engine)
 
