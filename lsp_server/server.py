@@ -246,8 +246,9 @@ class MezzotintServer(LanguageServer):
         new = self._make_engine(settings, partial(self._on_engine_state, self._engine_generation))
         if old is None:
             return new
-        if previous is not None and _is_small(previous) and not settings.engine.url:
-            return Handover(old, new)
+        goes_local = settings.model.path and not settings.engine.url
+        if previous is not None and _is_shipped(previous) and goes_local:
+            return Handover(old, new)  # the shipped model is small enough to fit beside another
         self.spawn(old.close())
         return new
 
@@ -421,8 +422,7 @@ def _wants_answers(capabilities: types.ClientCapabilities) -> bool:
             return False
 
 
-def _is_small(settings: Settings) -> bool:
-    """Whether the model fits beside any other: the shipped one does."""
+def _is_shipped(settings: Settings) -> bool:
     return not settings.model.path and not settings.engine.url
 
 

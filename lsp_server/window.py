@@ -31,8 +31,10 @@ async def ask(server: LanguageServer, question: str, *answers: str) -> str | Non
     params = types.ShowMessageRequestParams(
         types.MessageType.Info, question, [types.MessageActionItem(answer) for answer in answers]
     )
+    asking = asyncio.ensure_future(server.window_show_message_request_async(params))
     try:
-        chosen = await server.window_show_message_request_async(params)
+        # The answer to a question that is of no interest any more has to find its future alive.
+        chosen = await asyncio.shield(asking)
     except JsonRpcException as error:
         raise CannotAskError(error.message) from error
     return None if chosen is None else chosen.title

@@ -134,7 +134,10 @@ def _newest_cached(repository: str) -> str | None:
 
 
 def offer(name: str) -> Offer:
-    """Ask the hub what it has under this id. Raises `CheckpointError`."""
+    """Ask the hub what it has under this id.
+
+    Raises `CheckpointError`, also where there is no room for it.
+    """
     repository, revision = _parts(name)
     if constants.HF_HUB_OFFLINE:
         raise _not_here(name)
@@ -143,7 +146,9 @@ def offer(name: str) -> Offer:
         info = api.model_info(repository, revision=revision, files_metadata=True)
         if info.gated:  # anybody may look at it, but not everybody may have it
             api.auth_check(repository)
-    return _offer_of(repository, revision, info)
+    offered = _offer_of(repository, revision, info)
+    _require_room(offered)
+    return offered
 
 
 def _offer_of(repository: str, revision: str | None, info: ModelInfo) -> Offer:
@@ -182,7 +187,6 @@ def fetch(offered: Offer, on_bytes: Callable[[int], None] | None = None) -> Path
     have come. Only one at a time fetches a repository; the next goes on with the files that are
     missing. Raises `CheckpointError`.
     """
-    _require_room(offered)
     with _told_plainly(offered.repository, offered.revision), _alone(offered.repository):
         found = snapshot_download(
             offered.repository,

@@ -17,6 +17,7 @@ the hub's client cannot be stopped in the middle of a file, and waits for its th
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
@@ -40,7 +41,10 @@ def main(name: str) -> int:
         offered = hub.offer(name)
         _say(offer=asdict(offered))
         agreed.wait()
-        _say(directory=str(hub.fetch(offered, _Report())))
+        report = _Report()
+        directory = hub.fetch(offered, report)
+        report.close()
+        _say(directory=str(directory))
     except CheckpointError as error:
         _say(error=str(error))
         return 1
@@ -61,6 +65,11 @@ class _Report:
             if num_bytes > self._most and now >= self._next:
                 self._most, self._next = num_bytes, now + _REPORT_S
                 _say(bytes=num_bytes)
+
+    def close(self) -> None:
+        """Say nothing more; the client's bars speak up once again when they are disposed of."""
+        with self._lock:
+            self._next = math.inf
 
 
 def _read_stdin(agreed: threading.Event) -> None:
