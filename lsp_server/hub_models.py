@@ -132,6 +132,7 @@ class HubModels:
                 report(message, round(100 * share))
 
         fetching = asyncio.ensure_future(download.fetch(on_bytes))
+        on_bytes(0)
         try:
             async with window.progress(
                 self._server, f"downloading {name}", fetching.cancel

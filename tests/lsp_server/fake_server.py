@@ -97,7 +97,8 @@ class FakeEngine:
     async def completer(self, timeout: float) -> Completer:
         await self.start()
         try:
-            await asyncio.wait_for(self._ready.wait(), timeout)
+            if not self._ready.is_set():  # of no time at all `wait_for` makes no use
+                await asyncio.wait_for(self._ready.wait(), timeout)
         except asyncio.TimeoutError:
             reason = self._failure or "engine is loading the model"
             raise EngineUnavailableError(reason) from None
