@@ -60,7 +60,7 @@ class HubModels:
         what was under way.
         """
         wanted = self._wanted
-        if wanted is None or wanted.name != name:
+        if (None if wanted is None else wanted.name) != name:
             if self._task is not None:
                 self._task.cancel()
             self._tell(None)
