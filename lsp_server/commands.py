@@ -6,7 +6,6 @@ docs/editors-protocol.md is the contract: names, arguments, results.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from lsp_server.documents import locate, position_at
 from lsp_server.fill import Filled, Filling, Progress
 from lsp_server.server import ACCEPTED, MezzotintServer
 from lsp_server.settings import SECTION
+from lsp_server.window import begin_progress, end_progress, report_progress
 from model.api import Frame, FrameListener
 
 HERE, SELECTION, HOLES = (f"{SECTION}.fill.{what}" for what in ("here", "selection", "holes"))
@@ -34,7 +34,6 @@ FRAME = f"{SECTION}/frame"
 """Notification {token, step, slots}: the canvas of a fill after a denoising step."""
 
 TITLES = {HERE: "Fill here", SELECTION: "Fill selection", HOLES: "Fill every hole in this file"}
-_PROGRESS_TIMEOUT_S = 5.0
 _MOVED_ON = "the document has changed in the meantime"
 
 Fill = Callable[[Progress], Awaitable[Filled]]
@@ -193,58 +192,31 @@ async def _apply(
 
 async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
     """Run `fill` while the client shows how far it is; the user may cancel it there."""
-    token = f"{SECTION}-{uuid.uuid4().hex}"
-    progress = ls.work_done_progress
-    tokens = cast("dict[str, Any]", progress.tokens)  # pyright: ignore[reportUnknownMemberType]
-    shown = False
-    latest: types.WorkDoneProgressReport | None = None
+    token: str | None = None
+    latest: tuple[str, int] | None = None
 
     def report(done: int, total: int) -> None:
         nonlocal latest
-        latest = types.WorkDoneProgressReport(
-            message=f"{done} of {total}", percentage=round(100 * done / total)
-        )
-        if shown:
-            progress.report(token, latest)
+        latest = f"{done} of {total}", round(100 * done / total)
+        if token is not None:
+            report_progress(ls, token, *latest)
 
     task = asyncio.ensure_future(fill(report))
-
-    def cancel(_: object) -> None:
-        task.cancel()
-
     try:
         with ls.protocol.cancelling(task):
-            shown = await _begin(ls, token, title)
-            if shown:
-                tokens[token].add_done_callback(cancel)
-                if latest is not None:  # a fast fill gets on while the client makes ready
-                    progress.report(token, latest)
+            token = await begin_progress(ls, title, task.cancel)
+            if token is not None and latest is not None:
+                # A fast fill gets on while the client makes ready.
+                report_progress(ls, token, *latest)
             # Unlike `await task`, this tells our own cancellation from the task's.
             await asyncio.wait((task,))
     finally:
         task.cancel()
-        if shown:
-            tokens.pop(token, None)
-            progress.end(token, types.WorkDoneProgressEnd())
+        if token is not None:
+            end_progress(ls, token)
     if task.cancelled():
         return Filled(reason=Reason(kind="normal", message="cancelled"))
     return task.result()
-
-
-async def _begin(ls: MezzotintServer, token: str, title: str) -> bool:
-    """Show the progress, if the client can."""
-    if not get_capability(ls.client_capabilities, "window.work_done_progress"):
-        return False
-    params = types.WorkDoneProgressCreateParams(token)
-    try:
-        await asyncio.wait_for(
-            ls.window_work_done_progress_create_async(params), _PROGRESS_TIMEOUT_S
-        )
-    except (JsonRpcException, asyncio.TimeoutError):
-        return False
-    begin = types.WorkDoneProgressBegin(f"Mezzotint: {title}", cancellable=True, percentage=0)
-    ls.work_done_progress.begin(token, begin)
-    return True
 
 
 def _document(ls: MezzotintServer, argument: Mapping[str, Any]) -> TextDocument | str:

@@ -14,8 +14,10 @@ import os
 import uuid
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -40,7 +42,9 @@ from lsp_server.documents import (
 )
 from lsp_server.engine_process import EngineState
 from lsp_server.fill import Filler
+from lsp_server.handover import Handover
 from lsp_server.hints import HoleHints
+from lsp_server.hub_models import HubModels
 from lsp_server.parent import process_exists
 from lsp_server.recent_edits import RecentEdits
 from lsp_server.related import RelatedText
@@ -50,6 +54,7 @@ from lsp_server.statistics import SuggestionLog, state_directory
 from lsp_server.status import StatusBoard
 from lsp_server.syntax import SyntaxChecker
 from lsp_server.trigger import is_snippet, refusal
+from model.api import hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +150,13 @@ class MezzotintServer(LanguageServer):
         self._engine_generation = 0
         self._session: CompletionSession | None = None
         self._settings: Settings | None = None
+        """Those in force; a hub id in them has become a directory."""
+        self._newest_settings: Settings | None = None
         self._configured = asyncio.Event()
         self._shown_problems: set[str] = set()
         self.initialization_options: object = None
         self.status = StatusBoard(partial(self.protocol.notify, STATUS))
+        self._hub_models = HubModels(self, self.status.model_is, self._take_fetched_model)
         self.suggestions = SuggestionLog(state_directory())
         self._engine_state_changed = asyncio.Event()
         self._filler: Filler | None = None
@@ -186,19 +194,45 @@ class MezzotintServer(LanguageServer):
             except (asyncio.TimeoutError, JsonRpcException) as error:
                 logger.warning("the client did not tell its settings: %r", error)
         # Null and {} are what clients answer that hold no such section.
-        self._apply_settings(self.initialization_options if raw in (None, {}) else raw)
+        settings = self._read(self.initialization_options if raw in (None, {}) else raw)
+        self._newest_settings = settings
+        settings_here = await self._with_a_model_here(settings)
+        if self._newest_settings is settings:
+            self._adopt(settings_here)
 
-    def _apply_settings(self, raw: object) -> None:
+    def _read(self, raw: object) -> Settings:
         settings, problems = parse_settings(raw)
         for problem in problems:
             if problem not in self._shown_problems:
                 self._shown_problems.add(problem)
                 message = types.ShowMessageParams(types.MessageType.Warning, problem)
                 self.window_show_message(message)
+        return settings
+
+    async def _with_a_model_here(self, settings: Settings) -> Settings:
+        """`settings` with a directory in place of a hub id: that of the model so far until the
+        hub's is on this machine."""
+        path = settings.model.path
+        is_wanted = settings.enabled and not settings.engine.url and hub_id(path) is not None
+        directory = await self._hub_models.directory(path if is_wanted else None)
+        if hub_id(path) is None or settings.engine.url:
+            return settings
+        before = self._settings
+        has_local = before is not None and not before.engine.url
+        path = str(directory) if directory else before.model.path if before and has_local else ""
+        return replace(settings, model=replace(settings.model, path=path))
+
+    def _take_fetched_model(self, directory: Path) -> None:
+        settings = self._settings
+        if settings is not None and self._engine is not None:
+            self._adopt(replace(settings, model=replace(settings.model, path=str(directory))))
+            self.spawn(self._engine.start())
+
+    def _adopt(self, settings: Settings) -> None:
         previous, self._settings = self._settings, settings
         set_log_level(settings)
         if self._engine is None or previous is None or _engine_of(previous) != _engine_of(settings):
-            self._engine = self._another_engine(settings)
+            self._engine = self._another_engine(previous, settings)
         made = (self._engine, settings, self._checker)
         related = RelatedText(self._edits)
         self._session = CompletionSession(*made, related=related, client=self._client)
@@ -209,14 +243,20 @@ class MezzotintServer(LanguageServer):
         disabled = None if settings.enabled else Reason(kind="inactive", message="disabled")
         self.status.answered(disabled)
 
-    def _another_engine(self, settings: Settings) -> EngineSource:
-        if self._engine is not None:
-            self.spawn(self._engine.close())
+    def _another_engine(self, previous: Settings | None, settings: Settings) -> EngineSource:
+        old = self._engine
         self.status.engine_is(None)
         self._engine_state_changed.set()  # ends the progress of its loading
         self._engine_generation += 1
         # The one that is being closed still has news, which are nobody's any more.
-        return self._make_engine(settings, partial(self._on_engine_state, self._engine_generation))
+        new = self._make_engine(settings, partial(self._on_engine_state, self._engine_generation))
+        if old is None:
+            return new
+        goes_local = settings.model.path and not settings.engine.url
+        if previous is not None and _is_shipped(previous) and goes_local:
+            return Handover(old, new)  # the shipped model is small enough to fit beside another
+        self.spawn(old.close())
+        return new
 
     # Completions
 
@@ -306,6 +346,7 @@ class MezzotintServer(LanguageServer):
 
     async def close_engine(self) -> None:
         """Let go of the engine, which may go on to serve other windows."""
+        await self._hub_models.close()
         if self._engine is not None:
             await self._engine.close()
 
@@ -315,6 +356,11 @@ class MezzotintServer(LanguageServer):
         if generation != self._engine_generation:
             return
         was_loading = self.status.is_loading
+        if isinstance(self._engine, Handover) and not self._engine.is_done:
+            if state.kind == "ready":
+                self.spawn(self._engine.finish())
+            elif state.kind == "failed":
+                state = replace(state, message=f"{state.message}; the shipped model goes on")
         self.status.engine_is(state)
         self._engine_state_changed.set()
         if self.status.is_loading and not was_loading:
@@ -387,6 +433,10 @@ def _wants_answers(capabilities: types.ClientCapabilities) -> bool:
             return True
         case _:
             return False
+
+
+def _is_shipped(settings: Settings) -> bool:
+    return not settings.model.path and not settings.engine.url
 
 
 def _engine_of(settings: Settings) -> tuple[object, object]:

@@ -200,7 +200,10 @@ class ModelSettings:
     """`mezzotint.model`."""
 
     path: str = _setting(
-        "", _text("a path", r"[^\0]*"), "Checkpoint directory; empty for the shipped one."
+        "",
+        _text("a path or a hub id", r"[^\0]*"),
+        "Checkpoint directory, or hub id (owner/name or owner/name@revision); empty for the "
+        "shipped one.",
     )
     device: str = _setting(
         "auto",

@@ -20,6 +20,7 @@ class StatusBoard:
         self._send = send
         self._sent: dict[str, object] = {}
         self._engine: EngineState | None = None
+        self._model: Reason | None = None
         self._reason: Reason | None = None
         self._result: InfillResult | None = None
         self._num_running = 0
@@ -41,6 +42,11 @@ class StatusBoard:
             return
         if state.kind == "ready" and self._reason is not None and self._reason.kind == "warning":
             self._reason = None
+        self._update()
+
+    def model_is(self, reason: Reason | None) -> None:
+        """Why the model that the settings ask for is not the one that serves; None when it is."""
+        self._model = reason
         self._update()
 
     def answered(self, reason: Reason | None, result: InfillResult | None = None) -> None:
@@ -69,12 +75,16 @@ class StatusBoard:
     def _status(self) -> dict[str, object]:
         engine, reason, result = self._engine, self._reason, self._result
         kind, message = "normal", "ready"
+        if self._model is not None:
+            kind, message = self._model.kind, self._model.message
         if engine is not None and engine.kind == "failed":
             kind, message = "error", engine.message
-        elif reason is not None and (reason.kind == "inactive" or not self.is_loading):
+        elif reason is not None and reason.kind == "inactive":
             kind, message = reason.kind, reason.message
         elif engine is not None and self.is_loading:
-            message = engine.message
+            kind, message = "normal", engine.message
+        elif reason is not None and (self._model is None or reason.kind != "normal"):
+            kind, message = reason.kind, reason.message
         return {
             "state": self._state(kind),
             "kind": kind,

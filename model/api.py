@@ -10,6 +10,7 @@ An `InfillRequest` goes in, an `InfillResult` comes out, and a `Completer` stand
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,15 @@ MAX_LENGTHS = 32
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 """Directory of the checkpoint that comes with Mezzotint."""
+
+_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@((?:(?!\.\.)[\w./-])+))?", re.ASCII)
+
+
+def hub_id(name: str) -> tuple[str, str | None] | None:
+    """Repository and revision of a checkpoint's id on the Hugging Face hub, `owner/name` or
+    `owner/name@revision`; None where `name` is none."""
+    match = _HUB_ID.fullmatch(name)
+    return None if match is None else (match[1], match[2])
 
 
 class CompletionError(Exception):

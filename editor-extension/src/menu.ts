@@ -51,13 +51,14 @@ export async function toggleEnabled(): Promise<void> {
   await update("enabled", !isEnabled());
 }
 
-/** Take the shipped checkpoint or one from a folder. */
+/** Take the shipped checkpoint, one from a folder, or one from the hub. */
 export async function chooseModel(): Promise<void> {
   const shipped = "The one that comes with Mezzotint";
   const other = "A checkpoint folder…";
+  const hub = "A model from the Hugging Face hub…";
   const current = setting<Model>("model", {}).path;
   const options = { title: "Model", placeHolder: current || shipped };
-  const choice = await window.showQuickPick([shipped, other], options);
+  const choice = await window.showQuickPick([shipped, other, hub], options);
   if (choice === shipped) {
     await updateModel(undefined);
   } else if (choice === other) {
@@ -65,6 +66,15 @@ export async function chooseModel(): Promise<void> {
     const [folder] = (await window.showOpenDialog(folders)) ?? [];
     if (folder !== undefined) {
       await updateModel(folder.fsPath);
+    }
+  } else if (choice === hub) {
+    const id = await window.showInputBox({
+      title: "Model",
+      prompt: "Its id. You are told its size and licence before anything is downloaded.",
+      placeHolder: "owner/name or owner/name@revision",
+    });
+    if (id) {
+      await updateModel(id.trim());
     }
   }
 }

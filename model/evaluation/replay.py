@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from lsp_server.context import DocumentError, language_of, read_document
 from lsp_server.settings import Settings, parse_settings
-from model.api import SHIPPED_WEIGHTS
+from model.api import SHIPPED_WEIGHTS, hub_id
 from model.evaluation import plot
 from model.evaluation.replay_typist import (
     Answer,
@@ -136,9 +136,15 @@ def raw_settings(args: argparse.Namespace) -> dict[str, object]:
             if not isinstance(group, dict):
                 raise ValueError(f"{key} lies within {outer}, which is set to a value")
         group[name] = value
-    _, problems = parse_settings(raw)
+    settings, problems = parse_settings(raw)
     if problems:
         raise ValueError("; ".join(problems))
+    if hub_id(settings.model.path) is not None:
+        # There is nobody to ask, and the shipped model would be measured in its place.
+        name = settings.model.path
+        raise ValueError(
+            f"model.path is {name}; give the folder that `mezzotint download {name}` names"
+        )
     return raw
 
 

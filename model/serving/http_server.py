@@ -5,8 +5,10 @@
     GET  /lease    a line every few seconds; an engine that an editor started lives while somebody
                    reads one, and the kernel hangs up for readers that were killed
     GET  /metrics  counters for Prometheus
-    /v1/…          for everybody else: the shapes of OpenAI's and Mercury's APIs (docs/serving.md)
+    /v1/…          for everybody else: the shapes of OpenAI's and Mercury's APIs (docs/serving.md);
+                   `v1` has one file for each
 
+Either way a request goes on to `fills`, and from there to `completer`, which has the engine run it.
 Hanging up cancels what was asked for. `guard` says who is let in.
 """
 
@@ -33,14 +35,9 @@ from starlette.routing import Route
 from model.api import Completer, CompletionError, EngineUnavailableError, InvalidRequestError
 from model.serving.fills import LEAVING, Fills
 from model.serving.guard import Guard
-from model.serving.infill_route import infill
 from model.serving.lifetime import Lifetime
 from model.serving.metrics import Metered, Metrics
 from model.serving.model_host import ModelHost
-from model.serving.openai_chat import APPLY, CHAT, EDIT, chat
-from model.serving.openai_completions import COMPLETION_DEFAULTS, FIM_DEFAULTS, complete
-from model.serving.openai_errors import ApiError, json_response
-from model.serving.openai_fields import Fields, checked
 from model.serving.protocol import (
     HEARTBEAT_S,
     InfillCall,
@@ -51,8 +48,13 @@ from model.serving.protocol import (
     encode_reply,
 )
 from model.serving.refusals import refused
-from model.serving.served_model import ServedModel
 from model.serving.streaming import NDJSON, LineStream, WhileConnected
+from model.serving.v1.chat import APPLY, CHAT, EDIT, chat
+from model.serving.v1.completions import COMPLETION_DEFAULTS, FIM_DEFAULTS, complete
+from model.serving.v1.errors import ApiError, json_response
+from model.serving.v1.fields import Fields, checked
+from model.serving.v1.infill import infill
+from model.serving.v1.served_model import ServedModel
 
 MAX_BODY_BYTES = 4 * 2**20
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.responses import JSONResponse, Response
 
 from model.api import CompletionError, InvalidRequestError
-from model.serving.openai_errors import ApiError
 from model.serving.protocol import encode_error
+from model.serving.v1.errors import ApiError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 500: "server_error"}
 

@@ -7,12 +7,14 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lsprotocol import types
+from pygls.exceptions import JsonRpcMethodNotFound
 from pygls.protocol import default_converter
 from pytest_lsp import LanguageClient
 from pytest_lsp.client import DEFAULT_CLIENT_FEATURES, register_lsp_features
@@ -49,6 +51,10 @@ class Session(LanguageClient):
         self.edits: list[types.ApplyWorkspaceEditParams] = []
         self.apply = True
         self.feature(types.WORKSPACE_APPLY_EDIT)(lambda params: self._apply(params))
+        self.questions: list[types.ShowMessageRequestParams] = []
+        self.choose: Callable[[], Awaitable[str | None]] | None = None
+        """What the user does about a question; None: this client asks its user nothing."""
+        self.feature(types.WINDOW_SHOW_MESSAGE_REQUEST)(partial(Session._ask, self))
         self._journal = journal
         self._versions: dict[str, int] = {}
 
@@ -56,6 +62,13 @@ class Session(LanguageClient):
         self.edits.append(params)
         reason = None if self.apply else "the user is looking elsewhere"
         return types.ApplyWorkspaceEditResult(self.apply, failure_reason=reason)
+
+    async def _ask(self, params: types.ShowMessageRequestParams) -> types.MessageActionItem | None:
+        if self.choose is None:
+            raise JsonRpcMethodNotFound
+        self.questions.append(params)
+        chosen = await self.choose()
+        return None if chosen is None else types.MessageActionItem(chosen)
 
     async def run(self, command: str, *arguments: Any) -> Any:
         """Execute a command; its result."""
@@ -178,10 +191,12 @@ async def start_session(tmp_path: Path) -> AsyncIterator[StartSession]:
         *arguments: str,
         settings: object = None,
         initialization_options: object = None,
+        choose: Callable[[], Awaitable[str | None]] | None = None,
         **supported: Any,
     ) -> Session:
         journal = tmp_path / f"journal-{len(sessions)}.jsonl"
         session = Session(journal)
+        session.choose = choose
         sessions.append(session)
         if settings is not None:
             session.set_configuration({"mezzotint": settings})

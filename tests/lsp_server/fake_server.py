@@ -97,7 +97,8 @@ class FakeEngine:
     async def completer(self, timeout: float) -> Completer:
         await self.start()
         try:
-            await asyncio.wait_for(self._ready.wait(), timeout)
+            if not self._ready.is_set():  # of no time at all `wait_for` makes no use
+                await asyncio.wait_for(self._ready.wait(), timeout)
         except asyncio.TimeoutError:
             reason = self._failure or "engine is loading the model"
             raise EngineUnavailableError(reason) from None
@@ -129,8 +130,11 @@ def main() -> int:
                 print(args.print, flush=True)
 
     def make_engine(settings: Settings, on_state: Callable[[EngineState], None]) -> FakeEngine:
+        model = settings.model.path
         completer = JournalingCompleter(*args.text, delay_s=args.delay_s, fault=fault)
-        return FakeEngine(completer, on_state, loading_s=args.loading_s, failure=args.failure)
+        completer.record("engine", model=model)
+        failure = "it holds no checkpoint" if model.endswith("broken") else args.failure
+        return FakeEngine(completer, on_state, loading_s=args.loading_s, failure=failure)
 
     return run_stdio(make_engine)
 

@@ -459,6 +459,10 @@ def test_ctrl_c_still_reports_what_was_typed(server: Server, folder: Path, tmp_p
         (["--set", "minConfidance=0.5"], "did you mean minConfidence"),
         (["--min-confidence", "7"], "must be a number, 0 to 1"),
         (["--set", "model.path=x", "--set", "model.path.y=1"], "lies within path"),
+        (
+            ["--set", "model.path=some/model"],
+            "the folder that `mezzotint download some/model` names",
+        ),
         (["--curve", "c.png", "--typing-speed", "5"], "leave out --typing-speed"),
     ],
 )

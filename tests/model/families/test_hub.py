@@ -27,6 +27,7 @@ class FakeHub:
         monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=self.model_info))
         monkeypatch.setattr(hub, "snapshot_download", self.download)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder.parent))
 
     def model_info(self, repository: str, **asked: Any) -> SimpleNamespace:
         if self.error is not None:
@@ -35,6 +36,7 @@ class FakeHub:
                  "modeling_dream.py": 5000}  # fmt: skip
         return SimpleNamespace(
             sha=COMMIT,
+            gated=False,
             tags=["code", "license:apache-2.0"],
             siblings=[SimpleNamespace(rfilename=n, size=size) for n, size in files.items()],
         )
@@ -48,7 +50,7 @@ class FakeHub:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
-    return FakeHub(monkeypatch, tmp_path / "snapshot")
+    return FakeHub(monkeypatch, tmp_path / "models--someone--one" / "snapshots" / COMMIT)
 
 
 def test_a_directory_is_itself(tmp_path: Path) -> None:

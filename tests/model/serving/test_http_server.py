@@ -30,7 +30,7 @@ from model.serving.http_server import MAX_BODY_BYTES, Access, EngineServer, serv
 from model.serving.lifetime import FIRST_LEASE_S, GRACE_S, Lifetime
 from model.serving.model_host import ModelHost
 from model.serving.protocol import decode_reply
-from model.serving.served_model import ServedModel
+from model.serving.v1.served_model import ServedModel
 
 spec = importlib.util.spec_from_file_location(
     "fake_engine", Path(__file__).with_name("fake_engine.py")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from model.serving.openai_errors import ApiError
-from model.serving.openai_fields import NEUTRAL, Defaults, Fields, Options, take_options
+from model.serving.v1.errors import ApiError
+from model.serving.v1.fields import NEUTRAL, Defaults, Fields, Options, take_options
 
 DEFAULTS = Defaults(max_tokens=16, temperature=0.3, top_p=0.8)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model.api import InfillRequest, load
-from model.serving.openai_choices import MASKED
+from model.serving.v1.choices import MASKED
 
 PATHS = ("/v1/chat/completions", "/v1/edit/completions", "/v1/apply/completions")
 EDIT = (

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from model.serving.openai_errors import ApiError
 from model.serving.protocol import ProtocolError, decode_object
+from model.serving.v1.errors import ApiError
 
 MAX_TOKENS = 4096
 MAX_CHOICES = 16

@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from model.api import CompletionError, InfillRequest
 from model.serving.fills import Fills
-from model.serving.openai_choices import FinishReason, Progress, choice, merged
-from model.serving.openai_errors import SSE_END, ApiError, json_response, sse
-from model.serving.openai_fields import Options
 from model.serving.streaming import SSE, LineStream
+from model.serving.v1.choices import FinishReason, Progress, choice, merged
+from model.serving.v1.errors import SSE_END, ApiError, json_response, sse
+from model.serving.v1.fields import Options
 
 
 class Shape(Protocol):

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.api import InfillRequest
-from model.serving.infill_route import read_request
-from model.serving.openai_chat import APPLY, CHAT, EDIT
-from model.serving.openai_chat import read_call as read_chat
-from model.serving.openai_completions import COMPLETION_DEFAULTS
-from model.serving.openai_completions import read_call as read_completion
-from model.serving.openai_errors import ApiError
-from model.serving.openai_fields import NEUTRAL, Options
-from model.serving.served_model import ServedModel
+from model.serving.v1.chat import APPLY, CHAT, EDIT
+from model.serving.v1.chat import read_call as read_chat
+from model.serving.v1.completions import COMPLETION_DEFAULTS
+from model.serving.v1.completions import read_call as read_completion
+from model.serving.v1.errors import ApiError
+from model.serving.v1.fields import NEUTRAL, Options
+from model.serving.v1.infill import read_request
+from model.serving.v1.served_model import ServedModel
 
 HALF_A_CHARACTER = "\ud83d"
 SERVED = ServedModel(name="it", checkpoint=Path("nowhere"))

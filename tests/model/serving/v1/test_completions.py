@@ -18,7 +18,7 @@ from model.api import (
     SupersededError,
 )
 from model.serving import fills
-from model.serving.openai_choices import MASKED
+from model.serving.v1.choices import MASKED
 
 PATHS = ("/v1/completions", "/v1/fim/completions")
 
@@ -357,7 +357,7 @@ async def test_a_bug_of_the_server_gets_an_envelope_without_its_text(
     def broken(*_: object) -> None:
         raise LookupError("a secret")
 
-    monkeypatch.setattr("model.serving.openai_answer._head", broken)
+    monkeypatch.setattr("model.serving.v1.answer._head", broken)
     async with served(scripted()) as engine:
         response = await engine.post("/v1/completions", prompt="x")
     assert response.status_code == 500

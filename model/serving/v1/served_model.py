@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from model.api import SHIPPED_WEIGHTS
-from model.serving.chat_template import ChatTemplate
-from model.serving.openai_errors import ApiError
+from model.serving.v1.chat_template import ChatTemplate
+from model.serving.v1.errors import ApiError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ from typing import Any, cast
 from starlette.responses import Response
 
 from model.api import CompletionError, InfillRequest
-from model.serving.chat_template import ChatTemplate
 from model.serving.fills import Fills
-from model.serving.openai_answer import Call, answer, requests_for
-from model.serving.openai_errors import ApiError
-from model.serving.openai_fields import Defaults, Fields, checked, take_options
-from model.serving.served_model import ServedModel
+from model.serving.v1.answer import Call, answer, requests_for
+from model.serving.v1.chat_template import ChatTemplate
+from model.serving.v1.errors import ApiError
+from model.serving.v1.fields import Defaults, Fields, checked, take_options
+from model.serving.v1.served_model import ServedModel
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Roles, and what templates call them."""

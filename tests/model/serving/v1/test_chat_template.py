@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model.api import CheckpointError, InvalidRequestError
-from model.serving.chat_template import ChatTemplate
+from model.serving.v1.chat_template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi <b>"}]
 

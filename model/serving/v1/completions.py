@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from model.api import InfillRequest
 from model.serving.fills import Fills
-from model.serving.openai_answer import Call, answer, requests_for
-from model.serving.openai_errors import ApiError
-from model.serving.openai_fields import (
+from model.serving.v1.answer import Call, answer, requests_for
+from model.serving.v1.errors import ApiError
+from model.serving.v1.fields import (
     MAX_CHOICES,
     Defaults,
     Fields,
@@ -24,7 +24,7 @@ from model.serving.openai_fields import (
     take_options,
     with_line_feeds,
 )
-from model.serving.served_model import ServedModel
+from model.serving.v1.served_model import ServedModel
 
 COMPLETION_DEFAULTS = Defaults(max_tokens=16)
 FIM_DEFAULTS = Defaults(max_tokens=512)

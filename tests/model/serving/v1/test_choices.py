@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.api import Frame
-from model.serving.openai_choices import MASKED, merged, until_stop, whole_state
+from model.serving.v1.choices import MASKED, merged, until_stop, whole_state
 
 
 @pytest.mark.parametrize(

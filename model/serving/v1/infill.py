@@ -18,11 +18,11 @@ from starlette.responses import Response
 
 from model.api import CompletionError, Frame, InfillRequest, InfillResult, InvalidRequestError
 from model.serving.fills import Fills, Outcome
-from model.serving.openai_errors import SSE_END, ApiError, json_response, sse
-from model.serving.openai_fields import Fields
 from model.serving.protocol import ProtocolError, decode, decode_object
-from model.serving.served_model import ServedModel
 from model.serving.streaming import SSE, LineStream
+from model.serving.v1.errors import SSE_END, ApiError, json_response, sse
+from model.serving.v1.fields import Fields
+from model.serving.v1.served_model import ServedModel
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(InfillRequest))
 
