@@ -220,7 +220,8 @@ class Sequence:
             is_whole = self.params.length is not None and len(tokens) == most
             finished = finished and (ended or is_whole)
             holes.append(tuple(tokens))
-        if self.end_confidence is not None:
+        # A deletion is part of the end: it says nothing of tokens that are still open before it.
+        if finished and self.end_confidence is not None:
             trusted.append(self.end_confidence)
         return FilledHoles(tuple(holes), tuple(trusted), finished)
 
