@@ -109,17 +109,16 @@ async def complete_context(
     if isinstance(drafts, Reason):
         return Completion(reason=drafts, result=result)
     repair = Repair(completer, request, place, rounds=settings.max_repair_rounds, started=started)
-    least = 0.0 if explicit else settings.min_confidence
-    repaired = [await _repaired(draft, repair, least) for draft in drafts]
+    repaired = [await _repaired(draft, repair) for draft in drafts]
     return replace(_ranked(repaired, place.context.eol, settings), result=result)
 
 
-async def _repaired(draft: Draft, repair: Repair, least: float) -> Draft:
+async def _repaired(draft: Draft, repair: Repair) -> Draft:
     """The draft without its syntax errors, if the engine finds a way to say it without them."""
     if not draft.new_syntax_errors or len(draft.candidate.texts) > 1:
         return draft
     better = await repair.of(draft.candidate, draft.texts[0], draft.new_syntax_errors)
-    if better is None or better.confidence < least:
+    if better is None:
         return draft
     return replace(
         draft,
