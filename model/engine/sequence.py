@@ -235,7 +235,7 @@ class FilledHoles:
     probabilities: tuple[float, ...]
     """Probability that each token, and each hole's end, was committed with; not of typed ones."""
     finished: bool
-    """False when a deadline or a limit cut it short."""
+    """False when a deadline, a limit or `Fill.min_confidence` cut it short."""
     score: float | None = None
     """Log-probability, see `ranking`; None for a lone candidate and when time was up."""
 
