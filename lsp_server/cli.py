@@ -154,7 +154,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="checkpoint directory (the shipped one)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--json", action="store_true", help="end with a JSON line")
 
 

@@ -23,6 +23,8 @@ from model.api import Candidate, Completer, FrameListener, InfillRequest, Infill
 
 CHARS_PER_TOKEN = 4
 """Upper estimate for source code, so that the window holds at least the tokens asked for."""
+LENGTHS = (1, 2, 3, 5, 8, 12)
+"""Lengths in tokens that a fill on demand tries beside the one that the model gives it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +51,6 @@ class Reason:
     message: str
 
 
-LENGTHS = (1, 2, 3, 5, 8, 12)
-"""Lengths in tokens that a fill on demand tries beside the one that the model gives it."""
 SUPERSEDED = Reason(kind="normal", message="a newer request took this one's place")
 """Not worth showing: the newer request brings its own reason."""
 
@@ -109,17 +109,16 @@ async def complete_context(
     if isinstance(drafts, Reason):
         return Completion(reason=drafts, result=result)
     repair = Repair(completer, request, place, rounds=settings.max_repair_rounds, started=started)
-    least = 0.0 if explicit else settings.min_confidence
-    repaired = [await _repaired(draft, repair, least) for draft in drafts]
+    repaired = [await _repaired(draft, repair) for draft in drafts]
     return replace(_ranked(repaired, place.context.eol, settings), result=result)
 
 
-async def _repaired(draft: Draft, repair: Repair, least: float) -> Draft:
+async def _repaired(draft: Draft, repair: Repair) -> Draft:
     """The draft without its syntax errors, if the engine finds a way to say it without them."""
     if not draft.new_syntax_errors or len(draft.candidate.texts) > 1:
         return draft
     better = await repair.of(draft.candidate, draft.texts[0], draft.new_syntax_errors)
-    if better is None or better.confidence < least:
+    if better is None:
         return draft
     return replace(
         draft,
@@ -223,8 +222,11 @@ def draft_suggestions(
 
 def _sure_part(candidate: Candidate, text: str, context: InfillContext, least: float) -> str:
     """As much of `text` as the model is sure of; "" for nothing."""
+    # A text without the space that the engine stopped at breaks off there all the same.
+    breaks_off = not candidate.finished and candidate.text.rstrip(" \t") == text
+    confidence = candidate.confidence if breaks_off else confidence_of(candidate, len(text))
     # Not the same as "at least": a confidence that is not known (NaN) is no reason to hide a text.
-    if not confidence_of(candidate, len(text)) < least:
+    if not confidence < least:
         return text
     following = context.between[0] if context.between else context.suffix
     if following.partition("\n")[0].strip() or not candidate.text.startswith(text):

@@ -49,7 +49,8 @@ class Repair:
 
     async def of(self, candidate: Candidate, text: str, num_errors: int) -> Repaired | None:
         """`text`, which is left of `candidate`, with as few errors as `rounds` rounds get it to;
-        None where that are not fewer than `num_errors`. Lines end in `\\n`.
+        None where that are not fewer than `num_errors`, or not with the confidence that the
+        request wants. Lines end in `\\n`.
 
         Only `CancelledError` leaves: an engine that refuses leaves the text as it is.
         """
@@ -67,6 +68,8 @@ class Repair:
             except CompletionError:
                 break
             for new_text, confidence in filled:
+                if kept * confidence < self.request.min_confidence:
+                    continue  # it would not be shown, and must not keep back one that would
                 errors = await asyncio.to_thread(self.place.new_errors, (new_text,)) or 0
                 if errors < (num_errors if best is None else best.new_syntax_errors):
                     best = Repaired(

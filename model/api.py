@@ -215,7 +215,7 @@ class Candidate:
     product of `probabilities`. `mezzotint evaluate calibration` measures how true that is. NaN
     where the engine does not tell, as some remote ones do not."""
     finished: bool = True
-    """False when the deadline or `max_new_tokens` cut it short."""
+    """False when the deadline, `max_new_tokens` or `min_confidence` cut it short."""
     probabilities: tuple[float, ...] = ()
     """Probability that each token, and each hole's end, was committed with."""
     score: float | None = None
@@ -266,6 +266,7 @@ class Frame:
     """The first candidate's canvas after one denoising step."""
 
     step: int
+    """Steps that this canvas has had; 1 after its first."""
     slots: tuple[str | None, ...]
     """Text of each canvas slot; None where it is still masked, "" where the span has ended."""
     text: str = ""

@@ -59,10 +59,10 @@ class Engine:
     def submit(self, fill: Fill) -> Future[list[FilledHoles]]:
         """Start a fill. Cancelling the future stops it at its next step.
 
-        Its result is one output a candidate, the best first (`ranking`), or, where time was up
-        before all were finished, in the order of `fill.params`. It raises a `CompletionError` when
-        the fill fails, `SupersededError` when a newer one replaced it. What is wrong from the
-        start is raised here: `InvalidRequestError`, `EngineOverloadedError`.
+        Its result is one output a candidate, `fill.num_wanted` at most, the best first; where time
+        was up before all were finished, as `LengthPolicy.best_first` has them. It raises a
+        `CompletionError` when the fill fails, `SupersededError` when a newer one replaced it. What
+        is wrong from the start is raised here: `InvalidRequestError`, `EngineOverloadedError`.
         """
         future: Future[list[FilledHoles]] = Future()
         self._check(fill)
@@ -213,6 +213,7 @@ class Engine:
                 outputs = ranked(self.runner, start, outputs, self.vocabulary.special_ids)
         except Exception as error:
             self._fail([fill], error)
+            return
         with self._work:
             self._end(fill, outputs)
 

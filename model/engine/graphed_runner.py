@@ -26,7 +26,7 @@ from model.engine.kernels.choice import kernels_for
 from model.engine.kernels.reference import PagedStreams
 from model.engine.model_runner import ModelRunner
 from model.engine.page_pool import power_of_two
-from model.engine.paged_denoiser import CanvasBatch, PagedDenoiser
+from model.engine.paged_denoiser import PagedCanvases, PagedDenoiser
 from model.engine.runner import DecidedCanvas
 from model.engine.sampler import Vocabulary
 from model.engine.sequence import Sequence
@@ -70,7 +70,7 @@ class _Recording:
     def __init__(self, shape: Shape, runner: GraphedRunner) -> None:
         self.device = runner.device
         rows, slots = shape.rows, shape.slots
-        self.batch = CanvasBatch(
+        self.batch = PagedCanvases(
             self.zeros(rows, slots, dtype=torch.int64),
             self.zeros(rows, dtype=torch.int64),
             self.zeros(rows),

@@ -1,6 +1,7 @@
 """Runs the denoiser for the engine: contexts out of the cache, one forward for a batch of canvases.
 
-The only file of the engine that touches the model.
+This is the reference. `openvino_runner` and `graphed_runner` put another forward on the same
+contexts; `joint_runner` runs open checkpoints.
 """
 
 from __future__ import annotations

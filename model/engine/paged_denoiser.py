@@ -21,7 +21,7 @@ from model.engine.kernels.reference import PagedStreams, Rotations
 
 
 @dataclass(frozen=True, slots=True)
-class CanvasBatch:
+class PagedCanvases:
     """What a step reads, all on the device."""
 
     ids_BC: Tensor
@@ -86,7 +86,7 @@ class PagedDenoiser:
             )
         ]
 
-    def hidden(self, batch: CanvasBatch, pool: list[KeyValue]) -> Tensor:
+    def hidden(self, batch: PagedCanvases, pool: list[KeyValue]) -> Tensor:
         """Normed hidden states (B, C, E); `pool` has each layer's keys and values in pages."""
         shifted = torch.cat((batch.before_B[:, None], batch.ids_BC[:, :-1]), dim=1)
         scale = self.config.hidden_size**0.5
@@ -102,7 +102,7 @@ class PagedDenoiser:
         layer: _Layer,
         x: Tensor,
         normed: Tensor,
-        batch: CanvasBatch,
+        batch: PagedCanvases,
         rotations: Rotations,
         pages: KeyValue,
     ) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ class PagedDenoiser:
         fed = linear(kernels.swiglu(linear(normed, layer.gate_up)), layer.down)
         return kernels.add_norm(x, fed, layer.next_norm, eps)
 
-    def _rotations(self, batch: CanvasBatch) -> Rotations:
+    def _rotations(self, batch: PagedCanvases) -> Rotations:
         """A slot stands, for the prefix stream, where the token before it does (`Denoiser`)."""
         prefix_B, suffix_B = batch.streams.lengths_2B.long()
         slots = torch.arange(batch.ids_BC.shape[1], device=prefix_B.device)

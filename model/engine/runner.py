@@ -1,7 +1,7 @@
 """What the engine needs of whatever runs a model: contexts opened and closed, forwards in between.
 
-Imports no torch at run time. `model_runner` (cached streams) and `graphed_runner` (the same on
-CUDA) are such runners.
+Imports no torch at run time. Such runners are `model_runner` (cached streams), two on top of it,
+`openvino_runner` and `graphed_runner` (CUDA), and `joint_runner` (open checkpoints).
 """
 
 from __future__ import annotations

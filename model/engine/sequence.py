@@ -220,7 +220,8 @@ class Sequence:
             is_whole = self.params.length is not None and len(tokens) == most
             finished = finished and (ended or is_whole)
             holes.append(tuple(tokens))
-        if self.end_confidence is not None:
+        # A deletion is part of the end: it says nothing of tokens that are still open before it.
+        if finished and self.end_confidence is not None:
             trusted.append(self.end_confidence)
         return FilledHoles(tuple(holes), tuple(trusted), finished)
 
@@ -234,7 +235,7 @@ class FilledHoles:
     probabilities: tuple[float, ...]
     """Probability that each token, and each hole's end, was committed with; not of typed ones."""
     finished: bool
-    """False when a deadline or a limit cut it short."""
+    """False when a deadline, a limit or `Fill.min_confidence` cut it short."""
     score: float | None = None
     """Log-probability, see `ranking`; None for a lone candidate and when time was up."""
 

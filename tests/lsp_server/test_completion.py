@@ -86,6 +86,29 @@ def test_candidates_below_the_confidence_are_dropped_with_a_reason():
     assert "0.6" in nothing.reason.message
 
 
+@pytest.mark.parametrize(
+    ("tokens", "probabilities", "kept"),
+    [
+        (("h", " =", " "), (0.6, 0.9, 0.5), ["h"]),  # 0.54, then 0.27
+        (("=", " "), (0.6, 0.4), []),
+        (("h", "()", " "), (0.6, 0.9, 0.5), ["h()"]),
+        (("h", " +", "\n"), (0.6, 0.9, 0.5), ["h +"]),  # its line has ended
+    ],
+)
+def test_an_operator_before_the_space_that_a_fill_ended_at_is_not_shown(
+    tokens, probabilities, kept
+):
+    made = Candidate(
+        texts=("".join(tokens),),
+        confidence=math.prod(probabilities),
+        finished=False,
+        probabilities=probabilities,
+        token_ends=tuple(len("".join(tokens[: n + 1])) for n in range(len(tokens))),
+    )
+    assert texts(select([made], explicit=False, minConfidence=0.3)) == kept
+    assert texts(select([made], explicit=True, minConfidence=0.3)) == ["".join(tokens).rstrip()]
+
+
 def test_a_person_who_asks_is_shown_unsure_candidates_too():
     assert texts(select(candidates(a=0.5), explicit=True, minConfidence=0.6)) == ["a"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -21,8 +22,12 @@ Script = Callable[[InfillRequest], list[tuple[str, ...]]]
 class Scripted:
     """Answers each request as a function of it says."""
 
-    def __init__(self, script: Script, *, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, script: Script, *, confidences: tuple[float, ...] = (0.5,), delay_s: float = 0.0
+    ) -> None:
+        """`confidences` are the candidates' of each answer, over and over."""
         self._script = script
+        self._confidences = confidences
         self._delay_s = delay_s
         self.requests: list[InfillRequest] = []
 
@@ -30,7 +35,10 @@ class Scripted:
         self.requests.append(request)
         await asyncio.sleep(self._delay_s)
         candidates = tuple(
-            Candidate(texts=texts, confidence=0.5) for texts in self._script(request)
+            Candidate(texts=texts, confidence=confidence)
+            for texts, confidence in zip(
+                self._script(request), cycle(self._confidences), strict=False
+            )
         )
         return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=0, ms=1.0)
 
@@ -106,6 +114,17 @@ async def test_a_repair_the_model_is_not_sure_of_is_not_shown_unasked():
     assert [s.text for s in sure.suggestions] == ["f(a , c)"]
     assert sure.suggestions[0].confidence == 0.25
     assert unsure.suggestions == ()
+
+
+async def test_one_way_the_model_is_not_sure_of_keeps_back_no_other():
+    def script(request: InfillRequest) -> list[tuple[str, ...]]:
+        if not request.between:
+            return [("f(a b)",)]
+        return [(f"{request.typed}, {name}", "") for name in "cd"]
+
+    completer = Scripted(script, confidences=(0.5, 0.9))
+    completion = await completed(completer, "x = ", explicit=False, minConfidence=0.4)
+    assert [s.text for s in completion.suggestions] == ["f(a , d)"]
 
 
 async def test_an_engine_that_refuses_leaves_the_text_as_it_was():

@@ -76,6 +76,7 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
         between: tuple[tuple[int, ...], ...] = (),
         num_wanted: int | None = 1,
         deadline: float | None = None,
+        min_confidence: float = 0.0,
     ) -> tuple[list[FilledHoles], ScriptedRunner, Fill]:
         runner = ScriptedRunner(script)
         forbidden = torch.zeros(V, dtype=torch.bool)
@@ -102,6 +103,7 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
             num_wanted=num_wanted,
             max_new_tokens=max_new_tokens,
             deadline=deadline,
+            min_confidence=min_confidence,
         )
         return engine.submit(fill).result(TIMEOUT_S), runner, fill
 
@@ -141,6 +143,17 @@ class TestExpandDelete:
         assert output.finished
         assert output.confidence > 0.9  # in the deletion
         assert fill.forwards == 1
+
+    def test_an_unsure_deletion_says_nothing_of_what_is_still_open_before_it(
+        self, run: Callable[..., tuple]
+    ) -> None:
+        script = by_step({3: (DELETE, 2.0)}, {slot: (5 + slot, 30.0) for slot in range(3)})
+        policy = ExpandDelete(EXPAND, DELETE, start=5)
+        (output,), _, fill = run(policy, script, min_confidence=0.5)
+        assert fill.forwards == 2
+        assert output.holes == ((5, 6, 7),)
+        assert output.finished
+        assert output.probabilities == pytest.approx((1.0, 1.0, 1.0, 0.303), abs=1e-3)
 
     def test_it_starts_long_and_never_longer_than_allowed(self, run: Callable[..., tuple]) -> None:
         policy = ExpandDelete(EXPAND, DELETE)
