@@ -36,7 +36,7 @@ from lsp_server.context import (
     read_document,
 )
 from lsp_server.settings import CandidateSettings, DeadlineSettings, Settings
-from model import api
+from model import api, engines
 
 if TYPE_CHECKING:
     from lsp_server.completion import Completion, Suggestion
@@ -222,7 +222,7 @@ def run_complete(args: argparse.Namespace) -> int:
     end = start if args.until is None else offset_at(text, *args.until)
     window = partial(context_at, text, start, end, language=language_of(str(place.path)))
     screen = Screen(sys.stderr if args.json else sys.stdout)
-    completer = api.load(args.model, device=args.device)
+    completer = engines.load(args.model, device=args.device)
     film = Film(screen) if args.film else None
     completion = asyncio.run(_fill(completer, window, settings, film))
 

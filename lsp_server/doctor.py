@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from model import api
+from model import api, engines
 
 _REINSTALL = "run `pip install --force-reinstall mezzotint` with this Python"
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pygls", "starlette", "uvicorn")
@@ -51,7 +51,7 @@ class Check:
 def examine(model: Path, device: str) -> Iterator[Check]:
     """Check everything a completion needs, in the order in which it needs it.
 
-    `model` is a checkpoint directory and `device` what `api.load` takes.
+    `model` is a checkpoint directory and `device` what `engines.load` takes.
     """
     yield _checked("python", _python, fix="")
     for package in _PACKAGES:
@@ -215,7 +215,7 @@ async def _health(descriptor: Path) -> str:
     try:
         told: dict[str, Any] = json.loads(descriptor.read_text("utf-8"))
         process = f"process {told['pid']}"
-        connection = api.connect(told["socket"], told["token"])
+        connection = engines.connect(told["socket"], told["token"])
     except (ValueError, LookupError, TypeError):
         return f"{descriptor} describes no engine; {replaced}"
     try:
@@ -238,7 +238,7 @@ _TEST = api.InfillRequest(
 
 def _test_fill(model: Path, device: str) -> str:
     started = time.monotonic()
-    completer = api.load(model, device=device)
+    completer = engines.load(model, device=device)
     loaded = time.monotonic()
     first, second = asyncio.run(_fill_twice(completer))
     if not second.candidates:

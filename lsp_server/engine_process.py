@@ -42,9 +42,8 @@ from model.api import (
     EngineOverloadedError,
     EngineUnavailableError,
     InvalidRequestError,
-    connect,
-    connect_remote,
 )
+from model.engines import connect, connect_remote
 
 ENGINE_COMMAND = (sys.executable, "-m", "model.serving")
 

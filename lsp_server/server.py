@@ -1,8 +1,8 @@
 """The language server: LSP messages in, completions out.
 
 LSP types are known here, in `documents`, where positions become character offsets and back, in
-`commands`, `code_actions` and `hints`, nowhere else. Errors become an empty answer and a
-`mezzotint/status` notification.
+`commands`, `code_actions`, `hints`, `window` and `launch`, nowhere else. Errors become an empty
+answer and a `mezzotint/status` notification.
 Nothing waits for the model before `initialize` is answered, and nothing imports torch.
 """
 

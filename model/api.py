@@ -1,7 +1,7 @@
 """What the rest of the world may know of the model. Imports no torch.
 
-An `InfillRequest` goes in, an `InfillResult` comes out, and a `Completer` stands between them:
-`connect()` gives one that talks to an engine process, `load()` one that runs in this process.
+An `InfillRequest` goes in, an `InfillResult` comes out, and a `Completer` stands between them
+(`model.engines` gives one).
 
     text before │ hole │ text between │ hole │ text after
     prefix      │      │ between[0]   │      │ suffix
@@ -405,45 +405,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-async def connect_remote(address: EngineAddress) -> EngineConnection:
-    """Talk to an engine that somebody else runs; asks it what it is where `address` leaves that
-    open, without sending the key.
-
-    Raises `EngineUnavailableError` when nobody answers and `InvalidRequestError` when what answers
-    is nothing we know.
-    """
-    from model.serving.remote import connect_remote as connect
-
-    return await connect(address)
-
-
-def connect(socket: str, token: str) -> EngineConnection:
-    """Talk to a running engine.
-
-    `socket` is `unix:/path/to.sock` or `http://127.0.0.1:PORT`; `token` is the engine's own.
-    Does no I/O yet. Raises `InvalidRequestError` when `socket` is neither.
-    """
-    from model.serving.client import EngineClient
-
-    return EngineClient(socket, token)
-
-
-def load(
-    path: Path = SHIPPED_WEIGHTS,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    context_cache: Literal["none", "dual"] = "none",
-) -> Completer:
-    """Load a checkpoint into this process (imports torch, takes seconds or more).
-
-    `path` is a directory, ours or one of an open family (docs/checkpoints.md), or a hub id
-    (`owner/name`, `owner/name@revision`). `context_cache` is for open checkpoints of full
-    attention: `dual` keeps what surrounds a canvas as it was in its first step, an approximation.
-    Raises `CheckpointError`.
-    """
-    from model.serving.loading import load_completer
-
-    return load_completer(path, device=device, dtype=dtype, context_cache=context_cache)

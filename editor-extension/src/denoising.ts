@@ -79,7 +79,7 @@ class Film {
     const canvas = canvasHtml(slots, this.previous);
     const open = slots.filter((slot) => slot === null).length;
     this.previous = slots;
-    this.push({ canvas, caption: `step ${step + 1}: ${open} of ${slots.length} slots open` });
+    this.push({ canvas, caption: `step ${step}: ${open} of ${slots.length} slots open` });
   }
 
   /** Show what came out of it; `insert` is called when the user asks for it. */

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from typing import IO
 
-from model import api
+from model import api, engines
 from model.benchmarks.setting import Setting
 
 NEEDS = ("starlette", "uvicorn", "httpx2", "filelock")
@@ -42,7 +42,7 @@ async def http_engine(setting: Setting) -> AsyncIterator[api.Completer]:
     with tempfile.TemporaryFile("w+") as log:  # no pipe: nobody would empty it
         environment = {**os.environ, "MEZZOTINT_TOKEN": token}
         process = subprocess.Popen(command, env=environment, stderr=log)
-        connection = api.connect(f"http://127.0.0.1:{port}", token)
+        connection = engines.connect(f"http://127.0.0.1:{port}", token)
         try:
             await asyncio.wait_for(_ready(connection, process, log), START_TIMEOUT_S)
             yield connection

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from model import api
+from model import engines
 from model.api import CompletionError, FrameListener, InfillRequest, InfillResult
 from model.serving.ray_app import REPLICA_GONE, Cluster, RayCompleter, deploy, join_cluster
 
@@ -52,7 +52,7 @@ class _WithPid:
     """A completer that tells in a candidate's place which process it is in."""
 
     def __init__(self) -> None:
-        self._completer = api.load(device="cpu")
+        self._completer = engines.load(device="cpu")
 
     async def complete(
         self, request: InfillRequest, *, on_frame: FrameListener | None = None

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from tqdm import tqdm
 
-from model import api
+from model import api, engines
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +171,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def open_completer(args: argparse.Namespace) -> api.Completer:
     """The completer that the model's arguments ask for. Raises `CompletionError`."""
     if args.engine is not None:
-        return api.connect(args.engine, os.environ.get("MEZZOTINT_TOKEN", ""))
-    return api.load(args.model, device=args.device, dtype=args.dtype)
+        return engines.connect(args.engine, os.environ.get("MEZZOTINT_TOKEN", ""))
+    return engines.load(args.model, device=args.device, dtype=args.dtype)
 
 
 def add_length_arguments(parser: argparse.ArgumentParser) -> None:

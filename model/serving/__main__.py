@@ -32,7 +32,6 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 
 from model.api import SHIPPED_WEIGHTS, Completer
-from model.api import load as load_completer
 from model.serving.protocol import PROTOCOL_VERSION
 
 # Linux takes 107 bytes, macOS 103.
@@ -46,12 +45,15 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the model that `argv` names; returns the exit status."""
     args = parse_args(argv)
-    return run(
-        args,
-        lambda model: load_completer(
+
+    def load(model: str) -> Completer:
+        from model.serving.loading import load_completer  # imports torch: the engine listens first
+
+        return load_completer(
             Path(model), device=args.device, dtype=args.dtype, context_cache=args.context_cache
-        ),
-    )
+        )
+
+    return run(args, load)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model", type=Path, default=SHIPPED_WEIGHTS, help="directory or hub id (the shipped one)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float8, int8")
     parser.add_argument(
         "--context-cache",
@@ -281,7 +283,7 @@ def _write_privately(path: Path, text: str) -> None:
 
 
 def _address(listener: socket.socket, *, is_tls: bool = False) -> str:
-    """What `model.api.connect` takes to reach `listener`."""
+    """What `model.engines.connect` takes to reach `listener`."""
     if listener.family not in (socket.AF_INET, socket.AF_INET6):
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]

@@ -24,9 +24,9 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from model import api
 from model.api import (
     CheckpointError,
     Completer,
@@ -249,10 +249,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InvalidRequestError(
                 "replicas keep the model they were started with; start others"
             )
-        load_one = partial(api.load, args.model.absolute(), device=args.device, dtype=args.dtype)
+        load_one = partial(_load, args.model.absolute(), device=args.device, dtype=args.dtype)
         return deploy(cluster, load_one)
 
     return serving.run(args, load)
+
+
+def _load(model: Path, *, device: str, dtype: str) -> Completer:
+    from model.serving.loading import load_completer  # imports torch, which only replicas need
+
+    return load_completer(model, device=device, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from lsp_server import launch
 from lsp_server.cli import Film, Screen, in_place, main, parse_args
-from model import api
+from model import api, engines
 
 
 class FakeCompleter:
@@ -65,11 +65,11 @@ InstallCompleter = Callable[..., FakeCompleter]
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> InstallCompleter:
-    """`install("text", ...)` makes `api.load` give a fake that answers so."""
+    """`install("text", ...)` makes `engines.load` give a fake that answers so."""
 
     def install(*texts: str, frames: tuple[api.Frame, ...] = ()) -> FakeCompleter:
         completer = FakeCompleter(*texts, frames=frames)
-        monkeypatch.setattr(api, "load", lambda path, *, device: completer)
+        monkeypatch.setattr(engines, "load", lambda path, *, device: completer)
         return completer
 
     return install
@@ -240,7 +240,7 @@ def test_a_bad_document_exits_with_1_and_one_sentence_before_any_model_is_loaded
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(api, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr(engines, "load", lambda *_, **__: pytest.fail("loaded a model"))
     path = tmp_path / "a.py" if content is None else written(tmp_path, content)
     assert main(["complete", f"{path}:{place}"]) == 1
     printed = capsys.readouterr()
@@ -267,7 +267,7 @@ def test_a_model_that_cannot_be_loaded_exits_with_1_and_one_sentence(
         assert (path, device) == (tmp_path, "cpu")
         raise error
 
-    monkeypatch.setattr(api, "load", load)
+    monkeypatch.setattr(engines, "load", load)
     path = written(tmp_path, "x = \n")
     argv = ["complete", f"{path}:1:5", "--model", str(tmp_path), "--device", "cpu"]
     assert main(argv) == 1
@@ -286,7 +286,7 @@ def test_ctrl_c_while_denoising_exits_with_130_quietly_and_closes_the_model(
             raise AssertionError("Ctrl-C had no effect")
 
     completer = Interrupted()
-    monkeypatch.setattr(api, "load", lambda *_, **__: completer)
+    monkeypatch.setattr(engines, "load", lambda *_, **__: completer)
     path = written(tmp_path, "x = \n")
     assert main(["complete", f"{path}:1:5"]) == 130
     assert capsys.readouterr() == ("", "")

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from lsp_server.cli import main
 from lsp_server.doctor import Check, examine
-from model import api
+from model import api, engines
 
 
 class FakeCompleter:
@@ -35,7 +35,7 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(device_count=lambda: 0)
     torch = SimpleNamespace(cuda=cuda, get_num_threads=lambda: 6)
     monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
-    monkeypatch.setattr(api, "load", lambda path, *, device: FakeCompleter())
+    monkeypatch.setattr(engines, "load", lambda path, *, device: FakeCompleter())
     monkeypatch.setenv("MEZZOTINT_RUNTIME_DIR", str(tmp_path / "runtime"))
 
 
@@ -87,7 +87,7 @@ def test_without_torch_the_other_checks_go_on(
         raise ModuleNotFoundError("No module named 'torch'")
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(api, "load", load)
+    monkeypatch.setattr(engines, "load", load)
     assert failed(checkpoint) == ["torch", "cuda", "test fill"]
     assert main(["doctor", "--model", str(checkpoint)]) == 1
     table = capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_a_fill_that_fails_is_told_in_the_engines_own_words(
     def load(*_: object, **__: object) -> api.Completer:
         raise api.CheckpointError("the tokenizer is another model's")
 
-    monkeypatch.setattr(api, "load", load)
+    monkeypatch.setattr(engines, "load", load)
     fill = checks(checkpoint)["test fill"]
     assert (fill.ok, fill.detail) == (False, "the tokenizer is another model's")
 
@@ -218,7 +218,7 @@ def test_the_shared_engine_is_asked_how_it_is(
 
     connection = Connection()
     addresses: list[tuple[str, str]] = []
-    monkeypatch.setattr(api, "connect", lambda *where: addresses.append(where) or connection)
+    monkeypatch.setattr(engines, "connect", lambda *where: addresses.append(where) or connection)
     (tmp_path / "runtime").mkdir(mode=0o700)
     description = {"socket": "unix:/s", "token": "t", "pid": os.getpid()}
     (tmp_path / "runtime" / "engine-1.json").write_text(json.dumps(description))

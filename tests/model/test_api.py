@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.api import Candidate, CompletionError, InfillRequest, InvalidRequestError, connect
+from model.api import Candidate, CompletionError, InfillRequest, InvalidRequestError
+from model.engines import connect
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ __all__ = ["connect_remote"]
 
 
 async def connect_remote(address: EngineAddress) -> EngineConnection:
-    """Connect to the engine at `address`, as `model.api.connect_remote` says."""
+    """Connect to the engine at `address`, as `model.engines.connect_remote` says."""
     kind = await kind_of(address) if address.kind == "auto" else address.kind
     if kind == "mezzotint":
         return EngineClient(address.url, address.key or address.token)

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from model import api
+from model import api, engines
 from model.serving.__main__ import parse_args
 
 TLS = Path(__file__).with_name("tls")
@@ -63,7 +63,7 @@ def mode(path: Path) -> int:
 
 
 async def candidate(socket: str, token: str) -> str:
-    connection = api.connect(socket, token)
+    connection = engines.connect(socket, token)
     try:
         result = await connection.complete(api.InfillRequest(prefix="x"))
     finally:

@@ -25,8 +25,8 @@ from model.api import (
     EngineUnavailableError,
     InfillRequest,
     InvalidRequestError,
-    connect_remote,
 )
+from model.engines import connect_remote
 from model.serving.client import EngineClient
 from model.serving.remote.detect import kind_of
 from model.serving.remote.dialect import base_url, versioned

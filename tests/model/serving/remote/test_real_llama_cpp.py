@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.api import EngineAddress, InfillRequest, InvalidRequestError, connect_remote
+from model.api import EngineAddress, InfillRequest, InvalidRequestError
+from model.engines import connect_remote
 
 pytestmark = [
     pytest.mark.slow,
