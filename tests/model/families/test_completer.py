@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from model.api import CheckpointError, Frame, InfillRequest, InvalidRequestError, load
+from model.api import CheckpointError, Frame, InfillRequest, InvalidRequestError
+from model.engines import load
 from model.serving.loading import load_completer
 from model.serving.swap import SwappableCompleter
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from model.api import InfillRequest, load
+from model.api import InfillRequest
+from model.engines import load
 from model.serving.v1.choices import MASKED
 
 PATHS = ("/v1/chat/completions", "/v1/edit/completions", "/v1/apply/completions")

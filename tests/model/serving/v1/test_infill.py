@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from model.api import EngineOverloadedError, load
+from model.api import EngineOverloadedError
+from model.engines import load
 
 Served = Callable[..., Any]
 

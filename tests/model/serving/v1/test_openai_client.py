@@ -12,7 +12,8 @@ from typing import Any
 import openai
 import pytest
 
-from model.api import SHIPPED_WEIGHTS, EngineOverloadedError, InfillRequest, load
+from model.api import SHIPPED_WEIGHTS, EngineOverloadedError, InfillRequest
+from model.engines import load
 
 Served = Callable[..., Any]
 
