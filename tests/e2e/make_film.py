@@ -91,9 +91,9 @@ def main() -> None:
     sys.path.append(str(EDITORS / "playwright"))
     from playwright.sync_api import sync_playwright
 
-    before, _, after = (REPOSITORY / "model" / "api.py").read_text().partition(LINE)
+    before, _, after = (REPOSITORY / "model" / "engines.py").read_text().partition(LINE)
     with watching() as watch, tempfile.TemporaryDirectory() as directory:
-        document = Path(directory) / "project" / "api.py"
+        document = Path(directory) / "project" / "engines.py"
         document.parent.mkdir()
         document.write_text(before + "    \n" + after)
         server = CodeServer(EDITORS, Path(directory) / "vscode", watch.environment)

@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import ProcessWatch
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "model" / "api.py"
+DOCUMENT = Path(__file__).resolve().parents[2] / "model" / "engines.py"
 LINE = "    return EngineClient(socket, token)\n"
 BEGUN = '    "🙂"; return Eng'
 """What stands in the document instead of that line: its end has a column of its own in every

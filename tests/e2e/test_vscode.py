@@ -392,7 +392,7 @@ def ours(watch: ProcessWatch) -> list[str]:
 
 
 LINE = "    return EngineClient(socket, token)\n"
-"""The line of `model/api.py` that is taken out, to be written again."""
+"""The line of `model/engines.py` that is taken out, to be written again."""
 TYPED = "return Eng"
 
 
@@ -404,9 +404,9 @@ def test_the_first_start_sets_up_a_server_and_the_shipped_model_completes(
     editors: Path,
     project: Project,
 ) -> None:
-    before, line, after = (REPOSITORY / "model" / "api.py").read_text().partition(LINE)
-    assert line, "model/api.py has changed: choose another line to write"
-    document = project.document(before + "    \n" + after, "api.py")
+    before, line, after = (REPOSITORY / "model" / "engines.py").read_text().partition(LINE)
+    assert line, "model/engines.py has changed: choose another line to write"
+    document = project.document(before + "    \n" + after, "engines.py")
     server = own_server({})
     page = browser.new_page(viewport={"width": 1100, "height": 640})
     window = Window(page, server, editors / "pictures")
