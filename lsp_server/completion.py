@@ -167,8 +167,13 @@ def infill_request(
         else (),
         steps=settings.steps,
         deadline_ms=settings.deadline_ms.manual if explicit else settings.deadline_ms.auto,
-        min_confidence=0.0 if explicit else settings.min_confidence,
+        min_confidence=_least_confidence(settings, explicit=explicit),
     )
+
+
+def _least_confidence(settings: Settings, *, explicit: bool) -> float:
+    """Who asks is shown what there is; what comes up by itself has to be worth the interruption."""
+    return 0.0 if explicit else settings.min_confidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,8 +213,7 @@ def draft_suggestions(
     if not shortened:
         return _because("the model has nothing to add here")
 
-    # Who asks is shown what there is; what comes up by itself has to be worth the interruption.
-    least = 0.0 if explicit else settings.min_confidence
+    least = _least_confidence(settings, explicit=explicit)
     confident: dict[str, Candidate] = {}
     for text, candidate in shortened.items():
         sure = _sure_part(candidate, text, place.context, least)
