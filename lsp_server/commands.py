@@ -14,13 +14,13 @@ from pygls.capabilities import get_capability
 from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
 from pygls.workspace import TextDocument
 
+from lsp_server import window
 from lsp_server.completion import Reason
 from lsp_server.confidence import told
 from lsp_server.documents import locate, position_at
 from lsp_server.fill import Filled, Filling, Progress
 from lsp_server.server import ACCEPTED, MezzotintServer
 from lsp_server.settings import SECTION
-from lsp_server.window import begin_progress, end_progress, report_progress
 from model.api import Frame, FrameListener
 
 HERE, SELECTION, HOLES = (f"{SECTION}.fill.{what}" for what in ("here", "selection", "holes"))
@@ -192,28 +192,14 @@ async def _apply(
 
 async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
     """Run `fill` while the client shows how far it is; the user may cancel it there."""
-    token: str | None = None
-    latest: tuple[str, int] | None = None
+    progress = window.Progress(ls, title)
 
     def report(done: int, total: int) -> None:
-        nonlocal latest
-        latest = f"{done} of {total}", round(100 * done / total)
-        if token is not None:
-            report_progress(ls, token, *latest)
+        progress.report(f"{done} of {total}", round(100 * done / total))
 
     task = asyncio.ensure_future(fill(report))
-    try:
-        with ls.protocol.cancelling(task):
-            token = await begin_progress(ls, title, task.cancel)
-            if token is not None and latest is not None:
-                # A fast fill gets on while the client makes ready.
-                report_progress(ls, token, *latest)
-            # Unlike `await task`, this tells our own cancellation from the task's.
-            await asyncio.wait((task,))
-    finally:
-        task.cancel()
-        if token is not None:
-            end_progress(ls, token)
+    with ls.protocol.cancelling(task):
+        await progress.watch(task)
     if task.cancelled():
         return Filled(reason=Reason(kind="normal", message="cancelled"))
     return task.result()

@@ -25,7 +25,6 @@ _TIDY_S = 5.0
 class HubOffer:
     """What a download would fetch."""
 
-    commit: str
     missing_bytes: int
     """That are not on this machine yet."""
     licence: str
@@ -62,7 +61,6 @@ class HubDownload:
         """What the hub has of it."""
         fields = cast("dict[str, Any]", (await self._said("offer"))["offer"])
         return HubOffer(
-            commit=str(fields["commit"]),
             missing_bytes=int(fields["missing_bytes"]),
             licence=str(fields["licence"]),
         )

@@ -122,25 +122,17 @@ class HubModels:
 
     async def _fetch(self, name: str, offer: HubOffer, download: HubDownload) -> Path | None:
         """Where the checkpoint lies now; None where the user cancelled."""
-        report: window.Report | None = None
+        progress = window.Progress(self._server, f"downloading {name}")
 
         def on_bytes(num_bytes: int) -> None:
             share = min(num_bytes / offer.missing_bytes, 1.0) if offer.missing_bytes else 1.0
             message = f"{_size(num_bytes)} of {_size(offer.missing_bytes)}"
             self._tell(Reason(kind="normal", message=f"downloading {name}: {message}"))
-            if report is not None:
-                report(message, round(100 * share))
+            progress.report(message, round(100 * share))
 
         fetching = asyncio.ensure_future(download.fetch(on_bytes))
         on_bytes(0)
-        try:
-            async with window.progress(
-                self._server, f"downloading {name}", fetching.cancel
-            ) as report:
-                # Unlike `await fetching`, this tells our own cancellation from the user's.
-                await asyncio.wait((fetching,))
-        finally:
-            fetching.cancel()
+        await progress.watch(fetching)
         if fetching.cancelled():
             self._warn(f"the download of {name} was cancelled; {_MEANWHILE}")
             return None

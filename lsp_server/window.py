@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
 from lsprotocol import types
@@ -14,9 +12,6 @@ from pygls.exceptions import JsonRpcException
 from pygls.lsp.server import LanguageServer
 
 _PROGRESS_TIMEOUT_S = 5.0
-
-Report = Callable[[str, int], None]
-"""Tells how far something is: a few words, and per cent."""
 
 
 class CannotAskError(Exception):
@@ -40,61 +35,73 @@ async def ask(server: LanguageServer, question: str, *answers: str) -> str | Non
     return None if chosen is None else chosen.title
 
 
-async def begin_progress(
-    server: LanguageServer, title: str, cancel: Callable[[], object]
-) -> str | None:
-    """Show progress in which the user can call `cancel`: its token, or None if the client can't."""
-    if not get_capability(server.client_capabilities, "window.work_done_progress"):
-        return None
-    token = f"mezzotint-{uuid.uuid4().hex}"
-    params = types.WorkDoneProgressCreateParams(token)
-    try:
-        await asyncio.wait_for(
-            server.window_work_done_progress_create_async(params), _PROGRESS_TIMEOUT_S
+class Progress:
+    """How far one task is, shown where the client shows such things; the user may cancel it there.
+
+    What is reported before the client is ready is not lost.
+    """
+
+    def __init__(self, server: LanguageServer, title: str) -> None:
+        self._server = server
+        self._title = title
+        self._token: str | None = None
+        self._latest: tuple[str, int] | None = None
+
+    def report(self, message: str, percentage: int) -> None:
+        """Tell how far it is: a few words, and per cent."""
+        self._latest = message, percentage
+        self._show()
+
+    async def watch(self, task: asyncio.Future[Any]) -> None:
+        """Show progress until `task` is done, or cancelled by the user, or by whoever cancels this.
+        Raises nothing of the task's."""
+        try:
+            self._token = await self._begin(task)
+            self._show()
+            # Unlike `await task`, this tells our own cancellation from the task's.
+            await asyncio.wait((task,))
+        finally:
+            task.cancel()
+            self._end()
+
+    async def _begin(self, task: asyncio.Future[Any]) -> str | None:
+        """The token of progress that the client shows now, or None if it cannot."""
+        server = self._server
+        if not get_capability(server.client_capabilities, "window.work_done_progress"):
+            return None
+        token = f"mezzotint-{uuid.uuid4().hex}"
+        params = types.WorkDoneProgressCreateParams(token)
+        try:
+            await asyncio.wait_for(
+                server.window_work_done_progress_create_async(params), _PROGRESS_TIMEOUT_S
+            )
+        except (JsonRpcException, asyncio.TimeoutError):
+            return None
+        begin = types.WorkDoneProgressBegin(
+            f"Mezzotint: {self._title}", cancellable=True, percentage=0
         )
-    except (JsonRpcException, asyncio.TimeoutError):
-        return None
-    begin = types.WorkDoneProgressBegin(f"Mezzotint: {title}", cancellable=True, percentage=0)
-    server.work_done_progress.begin(token, begin)
+        server.work_done_progress.begin(token, begin)
 
-    def on_cancelled(_: object) -> None:
-        cancel()
+        def on_cancelled(_: object) -> None:
+            task.cancel()
 
-    _tokens(server)[token].add_done_callback(on_cancelled)
-    return token
+        self._cancelled_by_user[token].add_done_callback(on_cancelled)
+        return token
 
+    def _show(self) -> None:
+        if self._token is not None and self._latest is not None:
+            message, percentage = self._latest
+            report = types.WorkDoneProgressReport(message=message, percentage=percentage)
+            self._server.work_done_progress.report(self._token, report)
 
-def report_progress(server: LanguageServer, token: str, message: str, percentage: int) -> None:
-    """Tell how far it is."""
-    report = types.WorkDoneProgressReport(message=message, percentage=percentage)
-    server.work_done_progress.report(token, report)
-
-
-def end_progress(server: LanguageServer, token: str) -> None:
-    """Take the progress away; nothing is cancelled by it."""
-    _tokens(server).pop(token, None)
-    server.work_done_progress.end(token, types.WorkDoneProgressEnd())
-
-
-@contextlib.asynccontextmanager
-async def progress(
-    server: LanguageServer, title: str, cancel: Callable[[], object]
-) -> AsyncGenerator[Report]:
-    """Progress as long as the context is open, where the client shows any."""
-    token = await begin_progress(server, title, cancel)
-
-    def report(message: str, percentage: int) -> None:
+    def _end(self) -> None:
+        token, self._token = self._token, None
         if token is not None:
-            report_progress(server, token, message, percentage)
+            self._cancelled_by_user.pop(token, None)
+            self._server.work_done_progress.end(token, types.WorkDoneProgressEnd())
 
-    try:
-        yield report
-    finally:
-        if token is not None:
-            end_progress(server, token)
-
-
-def _tokens(server: LanguageServer) -> dict[str, asyncio.Future[None]]:
-    """The futures that pygls cancels when the user does."""
-    held = cast("Any", server.work_done_progress).tokens
-    return cast("dict[str, asyncio.Future[None]]", held)
+    @property
+    def _cancelled_by_user(self) -> dict[str, asyncio.Future[None]]:
+        """The futures that pygls cancels when the user does, by token."""
+        held = cast("Any", self._server.work_done_progress).tokens
+        return cast("dict[str, asyncio.Future[None]]", held)
