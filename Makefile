@@ -51,6 +51,8 @@ gpu-train: ## the gpu tests, then the training of the model to ship, then its sc
 	$(GPU_PYTHON) -m pytest -q -rs -c /dev/null --noconftest --rootdir . tests/model/test_gpu.py
 	$(GPU_PYTHON) -m model.training corpus --out runs/gpu $(GPU_SHAPE) $(GPU_FROM) \
 	  --minutes $(GPU_MINUTES) --windows $(GPU_WINDOWS) --device cuda --json
+	$(GPU_PYTHON) -m model.evaluation n-grams --data corpus/heldout.jsonl.gz --model runs/gpu/checkpoint \
+	  --device cuda --out runs/gpu/n_grams.json --save
 	$(if $(GPU_DATA),$(GPU_PYTHON) -m model.evaluation infilling --data $(GPU_DATA) --cut single-line \
 	  --model runs/gpu/checkpoint --device cuda --out runs/gpu/single-line.json --json)
 

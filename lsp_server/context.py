@@ -42,6 +42,10 @@ class InfillContext:
     """The document's own line end, which a completion has to be given back in."""
     related: str = ""
     """Text of other documents, which the model reads before `prefix`."""
+    before: str = ""
+    """Text of the document before `prefix`, which tells what it repeats."""
+    after: str = ""
+    """Text of the document after `suffix`, likewise."""
 
     def room_for_related(self, prefix_chars: int) -> int:
         """How much of `prefix_chars` this document leaves to others, in characters.
@@ -63,11 +67,13 @@ def context_at(
     language: str,
     prefix_chars: int,
     suffix_chars: int,
+    far_chars: int = 0,
 ) -> InfillContext:
     """The context of a cursor at `start`, or of the span `start`..`end` that is to be replaced.
 
     `prefix_chars` and `suffix_chars` bound the windows: each holds at least that many characters
-    of the document where it has them, and never more than twice as many.
+    of the document where it has them, and never more than twice as many. `far_chars` bounds what
+    is given beyond them on either side.
 
     Raises `DocumentError` when the span does not lie in the document.
     """
@@ -88,6 +94,8 @@ def context_at(
         ends_file=last == len(text),
         language=language,
         eol=_line_ending(text),
+        before=normalised(text[max(0, first - far_chars) : first]),
+        after=normalised(text[last : last + far_chars]),
     )
 
 

@@ -238,6 +238,7 @@ class Filler:
             language=snapshot.language,
             prefix_chars=sizes.prefix_tokens * CHARS_PER_TOKEN,
             suffix_chars=sizes.suffix_tokens * CHARS_PER_TOKEN,
+            far_chars=sizes.far_chars,
         )
         return await with_related(context, snapshot, self._related, self._settings)
 

@@ -266,6 +266,7 @@ def model_context(snapshot: Snapshot, settings: Settings) -> InfillContext:
         language=snapshot.language,
         prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
         suffix_chars=settings.context.suffix_tokens * CHARS_PER_TOKEN,
+        far_chars=settings.context.far_chars,
     )
 
 

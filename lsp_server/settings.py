@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast
 
 SECTION = "mezzotint"
+FAR_CHARS = 65_536
 
 DEFAULT_EXCLUDE = (
     ".env*",
@@ -193,6 +194,17 @@ class ContextSettings:
         "Whether the model also reads parts of the other open documents, where the one at hand "
         "leaves room.",
     )
+    whole_file: bool = _setting(
+        True,
+        _flag(),
+        "Whether names and passages that the file repeats weigh in, also where the model does not "
+        "read that far.",
+    )
+
+    @property
+    def far_chars(self) -> int:
+        """Text that is given beyond what the model reads, on either side, in characters."""
+        return FAR_CHARS if self.whole_file else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,6 +139,14 @@ class InfillRequest:
     likely than this: it can only become less likely still. It comes back `finished` False, its
     first tokens as sure as they would have been."""
 
+    before: str = ""
+    """More of the document, right before `prefix`; no model reads it, but see `n_grams`."""
+    after: str = ""
+    """More of the document, right after `suffix`; likewise."""
+    n_grams: bool = True
+    """Let what the document repeats weigh in (`model.engine.n_grams`), where the checkpoint says
+    how much."""
+
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("max_new_tokens", self.max_new_tokens, 1, 4096),

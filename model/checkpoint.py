@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from model.tokenizer import CodeTokenizer
 
 MODEL_TYPE = "mezzotint"
 FORMAT_VERSION = 1
+N_GRAMS = "n_gram_strengths"
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
@@ -100,6 +101,29 @@ def load_checkpoint(
     model = Denoiser(model_config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def n_gram_strengths(directory: Path) -> list[tuple[int, float]]:
+    """Orders and strengths of the n-grams that go with the weights (`model.engine.n_grams`); none
+    where none were fitted. Raises `CheckpointError`."""
+    fitted = _read_config(directory).get(N_GRAMS, {})
+    try:
+        return [(int(order), float(strength)) for order, strength in fitted.items()]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory / CONFIG} has no usable {N_GRAMS}: {error}; take the key out or fit them "
+            "again with `mezzotint evaluate n-grams --save`"
+        ) from error
+
+
+def save_n_gram_strengths(directory: Path, strengths: Iterable[tuple[int, float]]) -> None:
+    """Write the orders and strengths of n-grams into the checkpoint's config. Raises
+    `CheckpointError`, and `OSError` when it cannot be written."""
+    config = _read_config(directory)
+    config[N_GRAMS] = {str(order): round(strength, 3) for order, strength in strengths}
+    draft = directory / f".{CONFIG}.draft"
+    draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, directory / CONFIG)
 
 
 def model_type(directory: Path) -> str:

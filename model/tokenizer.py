@@ -82,6 +82,16 @@ class CodeTokenizer:
         vocabulary = self._tokenizer.get_vocab()
         return frozenset(i for token, i in vocabulary.items() if token[0] in "\u010a\u010d")
 
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The UTF-8 bytes of each id, of a special one none."""
+        byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
+        found = [b""] * self.vocab_size
+        for token, index in self._tokenizer.get_vocab().items():
+            if index not in self.special_ids:
+                found[index] = bytes(byte_of[char] for char in token)
+        return tuple(found)
+
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> CodeTokenizer:
         """Learn `vocab_size` tokens (special ones and the 256 bytes included) from `texts`."""
@@ -153,3 +163,11 @@ class CodeTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, broken UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode([i for i in ids if i not in self.special_ids])
+
+
+def _byte_alphabet() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary: itself where it can be
+    seen, else one from U+0100 on, in the bytes' order (GPT-2's)."""
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(0x100, 0x200))
+    return [chr(byte if byte in seen else next(hidden)) for byte in range(256)]

@@ -86,6 +86,7 @@ def request_for(event: Event) -> InfillRequest:
         language=event.language,
         prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
         suffix_chars=settings.context.suffix_tokens * CHARS_PER_TOKEN,
+        far_chars=settings.context.far_chars,
     )
     return infill_request(
         context, settings, explicit=False, document=event.document, client="bench"

@@ -22,6 +22,7 @@ from model.api import (
 )
 from model.engine.autoregressive import next_tokens
 from model.engine.length import LearnedEnd, LengthPolicy
+from model.engine.n_grams import NGrams
 from model.engine.pace import Pace
 from model.engine.ranking import ranked
 from model.engine.runner import DecidedCanvas, Runner, is_out_of_memory
@@ -42,11 +43,17 @@ class Engine:
     """Fills holes with one model. Its methods may be called from any thread."""
 
     def __init__(
-        self, runner: Runner, vocabulary: Vocabulary, length: LengthPolicy | None = None
+        self,
+        runner: Runner,
+        vocabulary: Vocabulary,
+        length: LengthPolicy | None = None,
+        n_grams: NGrams | None = None,
     ) -> None:
-        """`length` says how the model finds out how long a hole is (None: it writes an end)."""
+        """`length` says how the model finds out how long a hole is (None: it writes an end);
+        `n_grams` weighs what the document repeats (None: the model alone decides)."""
         self.runner, self.vocabulary = runner, vocabulary
         self.length = length or LearnedEnd()
+        self.n_grams = n_grams
         self._pace = Pace()
         self._scheduler = Scheduler(MAX_BATCH)
         self._futures: dict[int, Future[list[FilledHoles]]] = {}
@@ -210,7 +217,8 @@ class Engine:
         try:
             if len(outputs) > 1 and self.length.ranks_by_reading:
                 start = self._new_sequence(fill, fill.params[0])
-                outputs = ranked(self.runner, start, outputs, self.vocabulary.special_ids)
+                special_ids = self.vocabulary.special_ids
+                outputs = ranked(self.runner, start, outputs, special_ids, self.n_grams)
         except Exception as error:
             self._fail([fill], error)
             return
@@ -219,6 +227,8 @@ class Engine:
 
     def _append(self, batch: list[Sequence], logits_BV: Tensor) -> None:
         """Put the next token of autoregressive sequences behind their prefix streams."""
+        if self.n_grams is not None:
+            self.n_grams.weigh_next(batch, logits_BV)
         found = next_tokens(batch, logits_BV, self.vocabulary)
         for sequence, token_and_probability in zip(batch, found, strict=True):
             if token_and_probability is None:
@@ -235,6 +245,8 @@ class Engine:
     def _commit(self, batch: list[Sequence], logits_BCV: Tensor) -> None:
         """Decide this step's slots of every canvas; close the canvases without masks."""
         self.length.look(batch, logits_BCV)
+        if self.n_grams is not None:
+            self.n_grams.weigh(batch, logits_BCV)
         for row in self._decide(batch, logits_BCV):
             sequence = batch[row]
             if sequence.step == sequence.params.steps:

@@ -242,7 +242,8 @@ class GraphedRunner(ModelRunner):
 
     def decides(self, sequence: Sequence) -> bool:
         """See `ModelRunner.decides`."""
-        return can_decide(sequence.params)
+        # What the document repeats is looked up on the host.
+        return can_decide(sequence.params) and not sequence.fill.document
 
     @torch.inference_mode()
     def denoise(self, batch: Items[Sequence]) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
+from model.engine.n_grams import NGrams
 from model.engine.runner import Runner, is_out_of_memory
 from model.engine.sequence import Fill, FilledHoles, Sequence
 
@@ -23,7 +24,11 @@ more than 8 brought nothing (docs/experiments.md)."""
 
 
 def ranked(
-    runner: Runner, start: Sequence, outputs: Items[FilledHoles], special_ids: Collection[int]
+    runner: Runner,
+    start: Sequence,
+    outputs: Items[FilledHoles],
+    special_ids: Collection[int],
+    n_grams: NGrams | None = None,
 ) -> list[FilledHoles]:
     """The outputs with their scores, best first; equal ones keep their order.
 
@@ -44,6 +49,13 @@ def ranked(
             raise
         logger.warning("no memory to rank %d candidates: they keep their order", len(texts))
         return list(outputs)
+    if n_grams is not None and start.fill.document:
+        # Behind the first token of what follows, the document would find the very place it is at.
+        ends = [len(text) - len(following) - num_held + 1 for text in texts]
+        log_probs = [
+            [*n_grams.reread(start, text[num_held:][:end], row[:end]), *row[end:]]
+            for text, row, end in zip(texts, log_probs, ends, strict=True)
+        ]
     score_of = dict(zip(fills, map(sum, log_probs), strict=True))
     scored = [replace(output, score=float(score_of[output.holes])) for output in outputs]
     return sorted(scored, key=lambda output: -score_of[output.holes])

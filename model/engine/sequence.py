@@ -11,6 +11,7 @@ from math import prod
 from typing import Literal
 
 from model.api import InvalidRequestError, Policy
+from model.engine.counted_text import CountedText
 from model.engine.kv_cache import PageTable
 from model.infill import CanvasLayout, fitted
 
@@ -260,6 +261,8 @@ class Fill:
     """Of the first canvas, where a sequence's length is unknown."""
     typed: tuple[int, ...] = ()
     """Tokens the first hole begins with."""
+    document: tuple[CountedText, ...] = ()
+    """What stands around the holes, for the engine's n-grams; none where they are not to count."""
     params: tuple[SamplingParams, ...] = (SamplingParams(),)
     """One a candidate."""
     max_new_tokens: int = 64

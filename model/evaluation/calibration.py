@@ -25,6 +25,7 @@ from model.evaluation.decoding import (
     Fill,
     add_model_arguments,
     add_policy_arguments,
+    choice_of,
     decoding_of,
     fill_all,
     open_completer,
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> Figures:
         )
         for hole in holes
     ]
-    fills, interrupted = fill_all(open_completer(args), requests)
+    fills, interrupted = fill_all(open_completer(args), requests, choice_of(args.decoding))
     pairs = list(zip(holes, fills, strict=False))
     exact = np.array([fill.text == hole.middle for hole, fill in pairs])
     scored = {name: _scores(fills, score) for name, score in SCORES.items()}

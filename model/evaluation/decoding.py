@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from tqdm import tqdm
 
 from model import api, engines
+from model.evaluation.syntax import parses
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,18 @@ class Decoding:
     """Tell the model how many tokens the true text has."""
     lengths: tuple[int, ...] = ()
     """Lengths to try beside the model's own; the candidate of the best score is taken."""
+    checked: bool = False
+    """Of several candidates take the best one with which the whole text parses."""
+    n_grams: bool = True
+    """Let what the document repeats weigh in."""
     priority: Literal["auto", "manual"] = "auto"
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
         if (self.policy == "fixed") != (self.steps is not None):
             raise ValueError("the policy 'fixed' and a number of steps go together")
+        if self.checked and not self.lengths:
+            raise ValueError("the syntax check chooses among several fills; name further lengths")
         self.request(prefix="")
 
     @property
@@ -62,7 +69,8 @@ class Decoding:
     def _length_label(self) -> str:
         if self.oracle_length:
             return ", oracle length"
-        return f", best of {1 + len(self.lengths)} lengths" if self.lengths else ""
+        label = f", best of {1 + len(self.lengths)} lengths" if self.lengths else ""
+        return label + ", checked" * self.checked + ", no n-grams" * (not self.n_grams)
 
     def request(
         self,
@@ -90,6 +98,7 @@ class Decoding:
             factor=self.factor,
             length_of=middle if self.oracle_length and middle else None,
             lengths=self.lengths,
+            n_grams=self.n_grams,
             priority=self.priority,
         )
 
@@ -109,8 +118,36 @@ class Fill:
     """In the engine."""
 
 
+Choice = Callable[[api.InfillRequest, Sequence[api.Candidate]], api.Candidate]
+"""Which candidate of an answer to take."""
+
+
+def the_first(_request: api.InfillRequest, candidates: Sequence[api.Candidate]) -> api.Candidate:
+    """The engine's best."""
+    return candidates[0]
+
+
+def the_best_that_parses(
+    request: api.InfillRequest, candidates: Sequence[api.Candidate]
+) -> api.Candidate:
+    """The best one that is not blank and with which the whole text is a program; where there is
+    none, or no parser knows the language, the engine's best."""
+    sound = (
+        candidate
+        for candidate in candidates
+        if candidate.text.strip()
+        and parses(request.prefix + candidate.text + request.suffix, request.language)
+    )
+    return next(sound, candidates[0])
+
+
+def choice_of(decoding: Decoding) -> Choice:
+    """How a decoding chooses."""
+    return the_best_that_parses if decoding.checked else the_first
+
+
 def fill_all(
-    completer: api.Completer, requests: Sequence[api.InfillRequest]
+    completer: api.Completer, requests: Sequence[api.InfillRequest], choice: Choice = the_first
 ) -> tuple[list[Fill], bool]:
     """Fill holes greedily, one after the other, so that times are those of a lone user; closes the
     completer. Returns the fills, and whether Ctrl-C left the last requests without one.
@@ -119,7 +156,7 @@ def fill_all(
     """
     fills: list[Fill] = []
     try:
-        asyncio.run(_fill_into(fills, completer, requests))
+        asyncio.run(_fill_into(fills, completer, requests, choice))
     except KeyboardInterrupt:
         if not fills:
             raise
@@ -129,12 +166,15 @@ def fill_all(
 
 
 async def _fill_into(
-    fills: list[Fill], completer: api.Completer, requests: Sequence[api.InfillRequest]
+    fills: list[Fill],
+    completer: api.Completer,
+    requests: Sequence[api.InfillRequest],
+    choice: Choice,
 ) -> None:
     try:
         for request in tqdm(requests, desc="filling", unit="hole", smoothing=0.1):
             result = await completer.complete(request)
-            best = result.candidates[0]
+            best = choice(request, result.candidates)
             fills.append(
                 Fill(
                     text=best.text,
@@ -186,6 +226,13 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
         "--lengths", type=int, nargs="+", default=[], metavar="N",
         help="also try fills of N tokens each, and take the one of the best score",
     )  # fmt: skip
+    group.add_argument(
+        "--checked", action="store_true",
+        help="take the best fill with which the whole text parses (with --lengths)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-n-grams", action="store_true", help="do not let what a document repeats weigh in"
+    )
     group.add_argument(
         "--max-new-tokens", type=int, default=defaults.max_new_tokens, metavar="N",
         help="the longest fill (%(default)s)",
@@ -260,6 +307,8 @@ def with_lengths(decoding: Decoding, args: argparse.Namespace) -> Decoding:
         decoding,
         oracle_length=args.oracle_length,
         lengths=tuple(args.lengths),
+        checked=args.checked,
+        n_grams=not args.no_n_grams,
         priority=args.priority,
         max_new_tokens=args.max_new_tokens,
     )

@@ -21,6 +21,7 @@ from model.evaluation.decoding import (
     Fill,
     add_model_arguments,
     add_policy_arguments,
+    choice_of,
     decoding_of,
     fill_all,
     open_completer,
@@ -153,7 +154,7 @@ def evaluate(
         require(language)
     order = random.Random(args.seed).sample(range(len(problems)), len(problems))
     requests = [request_for(problems[i], args.decoding) for i in order]
-    fills, interrupted = fill_all(open_completer(args), requests)
+    fills, interrupted = fill_all(open_completer(args), requests, choice_of(args.decoding))
     done = sorted(zip(order, fills, strict=False), key=lambda pair: pair[0])
     scores = judge([(problems[i], finish(problems[i], fill)) for i, fill in done], limits_of(args))
     figures = summary(scores)

@@ -165,6 +165,7 @@ async def _complete_all(
                 language=language,
                 prefix_chars=sizes.prefix_tokens * CHARS_PER_TOKEN,
                 suffix_chars=sizes.suffix_tokens * CHARS_PER_TOKEN,
+                far_chars=sizes.far_chars,
             )
             around = context_at(
                 *where, language=language, prefix_chars=CHECKED_CHARS, suffix_chars=CHECKED_CHARS

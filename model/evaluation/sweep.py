@@ -23,6 +23,7 @@ from model.evaluation.decoding import (
     Policy,
     add_length_arguments,
     add_model_arguments,
+    choice_of,
     fill_all,
     open_completer,
     with_lengths,
@@ -94,7 +95,9 @@ def run(args: argparse.Namespace) -> Figures:
     for language in sorted({problem.language for problem in problems}):
         require(language)
     plan = interleaved(problems, args.decodings, args.seed)
-    fills, interrupted = fill_all(open_completer(args), [request for request, _ in plan])
+    choice = choice_of(args.decodings[0])  # what chooses is the same for all
+    requests = [request for request, _ in plan]
+    fills, interrupted = fill_all(open_completer(args), requests, choice)
     done = collected(plan, fills, len(args.decodings))
     num_tasks = min(map(len, done))
     if not num_tasks:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +24,15 @@ from model.api import (
     InfillResult,
     InvalidRequestError,
 )
+from model.engine.counted_text import CountedText
 from model.engine.engine import Engine
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.families.tokenizer import OpenTokenizer
 from model.infill import CanvasLayout, Layout, fitted
 from model.tokenizer import CodeTokenizer
 
+NUM_FAR_TEXTS = 16
+"""Stretches of documents whose tokens are kept: two for each document that is being edited."""
 FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
 """Slots a hole starts with at most, by priority: typing wants the cheaper step, and the rare
 longer span goes on in a further canvas."""
@@ -57,6 +61,8 @@ class EngineCompleter:
         self._tokenizer = tokenizer
         self._layout = layout
         self._canvas_slots, self._at_least = canvas_slots, at_least
+        # What is far from the cursor stays the same for many keystrokes.
+        self._far_text = lru_cache(NUM_FAR_TEXTS)(self._count)
 
     @property
     def engine(self) -> Engine:
@@ -115,15 +121,14 @@ class EngineCompleter:
         )
         first = min(request.max_new_tokens, FIRST_CANVAS_TOKENS[request.priority])
         layout = CanvasLayout.for_holes(first, between, len(typed))
+        before = encode(request.prefix, special=request.special_tokens_in_prefix)
+        after = encode(request.suffix)
         return Fill(
             prefix=self._layout.prefix_stream(
-                encode(request.prefix, special=request.special_tokens_in_prefix),
-                request.language,
-                starts_file=request.starts_file,
+                before, request.language, starts_file=request.starts_file
             ),
-            suffix=self._layout.suffix_stream(
-                encode(request.suffix), request.language, ends_file=request.ends_file
-            ),
+            suffix=self._layout.suffix_stream(after, request.language, ends_file=request.ends_file),
+            document=self._document(request, before, after),
             layout=layout,
             typed=typed,
             params=self._engine.length.candidates(
@@ -138,6 +143,25 @@ class EngineCompleter:
             deadline=None if request.deadline_ms is None else now + request.deadline_ms / 1000,
             min_confidence=request.min_confidence,
         )
+
+    def _document(
+        self, request: InfillRequest, before: Items[int], after: Items[int]
+    ) -> tuple[CountedText, ...]:
+        """What the engine's n-grams are counted in."""
+        n_grams = self._engine.n_grams
+        if n_grams is None or not request.n_grams:
+            return ()
+        return (
+            n_grams.text(before, precedes_hole=True),
+            self._far_text(request.before, precedes_hole=True),
+            n_grams.text(after, precedes_hole=False),
+            self._far_text(request.after, precedes_hole=False),
+        )
+
+    def _count(self, text: str, *, precedes_hole: bool) -> CountedText:
+        n_grams = self._engine.n_grams
+        assert n_grams is not None
+        return n_grams.text(self._tokenizer.encode(text), precedes_hole=precedes_hole)
 
     def _candidates(
         self, request: InfillRequest, outputs: Items[FilledHoles], num_typed: int

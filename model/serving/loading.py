@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from model.api import CheckpointError
-from model.checkpoint import MODEL_TYPE, load_checkpoint, load_open_checkpoint, model_type
+from model.checkpoint import (
+    MODEL_TYPE,
+    load_checkpoint,
+    load_open_checkpoint,
+    model_type,
+    n_gram_strengths,
+)
 from model.denoiser import Denoiser
 from model.engine import float8
 from model.engine.assembly import engine_for
 from model.engine.eight_bits import Float8Linear, Int8Linear
 from model.engine.joint_runner import ContextCache
+from model.engine.n_grams import Strength
 from model.engine.open_assembly import canvas_slots, open_engine
 from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
@@ -56,7 +64,13 @@ def load_completer(
             return _open_completer(directory, chosen, dtype, context_cache)
         loaded_as = _dtype("bfloat16" if dtype == "float8" else dtype, chosen)
         model, tokenizer = load_checkpoint(directory, device=chosen, dtype=loaded_as)
-        return completer_of(model, tokenizer, is_float8=dtype == "float8", directory=directory)
+        return completer_of(
+            model,
+            tokenizer,
+            is_float8=dtype == "float8",
+            directory=directory,
+            strengths=[Strength(*each) for each in n_gram_strengths(directory)],
+        )
     except ValueError as error:  # sizes that float8 cannot have
         raise CheckpointError(f"{path} cannot be run: {error}") from error
 
@@ -67,9 +81,10 @@ def completer_of(
     *,
     is_float8: bool = False,
     directory: Path | None = None,
+    strengths: Sequence[Strength] = (),
 ) -> EngineCompleter:
     """The completer of a denoiser of ours. Raises `ValueError` for sizes float8 cannot have."""
-    engine = engine_for(model, tokenizer, is_float8=is_float8, chooses=True)
+    engine = engine_for(model, tokenizer, is_float8=is_float8, chooses=True, strengths=strengths)
     return EngineCompleter(engine, tokenizer, StreamLayout(tokenizer), directory=directory)
 
 

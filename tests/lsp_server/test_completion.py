@@ -16,7 +16,7 @@ from lsp_server.completion import (
     select_suggestions,
 )
 from lsp_server.context import InfillContext
-from lsp_server.settings import Settings, parse_settings
+from lsp_server.settings import ContextSettings, Settings, parse_settings
 from lsp_server.syntax import SyntaxChecker, SyntaxPlace
 from model.api import Candidate
 
@@ -168,6 +168,16 @@ def test_the_request_says_what_the_settings_say():
     automatic = infill_request(context, chosen, explicit=False, document="d", client="c")
     assert (automatic.priority, automatic.deadline_ms) == ("auto", 111)
     assert (asked.min_confidence, automatic.min_confidence) == (0.0, 0.4)
+
+
+@pytest.mark.parametrize("whole_file", [True, False])
+def test_what_the_file_repeats_weighs_in_unless_switched_off(whole_file: bool):
+    chosen = Settings(context=ContextSettings(whole_file=whole_file))
+    context = InfillContext(prefix="x = ", suffix="\n", before="import x\n", after="print(x)\n")
+    request = infill_request(context, chosen, explicit=False, document="d", client="c")
+    assert (request.before, request.after) == ("import x\n", "print(x)\n")
+    assert request.n_grams is whole_file
+    assert (chosen.context.far_chars > 0) is whole_file
 
 
 async def test_one_round_returns_the_engines_bill_with_the_suggestions():

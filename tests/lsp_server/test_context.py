@@ -42,6 +42,29 @@ def test_a_span_to_replace_is_in_neither_window():
     assert (context.prefix, context.suffix) == ("return ", " + 1")
 
 
+def test_what_lies_beyond_the_windows_is_given_as_far_as_asked_for():
+    text = lines_of(400)
+    cursor = len(text) // 2
+    context = context_at(
+        text, cursor, language="python", prefix_chars=200, suffix_chars=200, far_chars=500
+    )
+    around = context.before + context.prefix + context.suffix + context.after
+    assert around in text
+    assert (len(context.before), len(context.after)) == (500, 500)
+    near = context_in(text, cursor, 200)
+    assert (near.before, near.after) == ("", "")
+    assert (near.prefix, near.suffix) == (context.prefix, context.suffix)
+
+
+def test_what_lies_beyond_the_windows_ends_with_the_document():
+    text = "one\r\n" * 100
+    context = context_at(
+        text, 200, language="python", prefix_chars=40, suffix_chars=40, far_chars=10_000
+    )
+    whole = context.before + context.prefix + context.suffix + context.after
+    assert whole == text.replace("\r\n", "\n")
+
+
 @pytest.mark.parametrize("span", [(-1, 0), (0, 4), (2, 1), (4, 4)])
 def test_a_span_outside_the_document_is_refused(span: tuple[int, int]):
     with pytest.raises(DocumentError, match=r"outside the document, which has 3 characters"):

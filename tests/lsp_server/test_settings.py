@@ -39,6 +39,7 @@ def test_defaults_are_the_documented_ones():
     assert (settings.min_confidence, settings.syntax_check) == (0.3, "strict")
     assert (settings.context.prefix_tokens, settings.context.suffix_tokens) == (768, 256)
     assert settings.context.open_files is False
+    assert settings.context.whole_file is True
     assert settings.max_file_kb == 1024
     assert (settings.model.path, settings.model.device, settings.model.dtype) == (
         "",
@@ -67,6 +68,7 @@ def test_defaults_are_the_documented_ones():
         ("syntaxCheck", "warn", "syntax_check", "warn"),
         ("context.suffixTokens", 0, "context.suffix_tokens", 0),
         ("context.openFiles", True, "context.open_files", True),
+        ("context.wholeFile", False, "context.whole_file", False),
         ("exclude", ["*.sql"], "exclude", ("*.sql",)),
         ("maxFileKB", 2048, "max_file_kb", 2048),
         ("model.path", "/models/mine", "model.path", "/models/mine"),

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.api import CheckpointError
-from model.checkpoint import CONFIG, TOKENIZER, WEIGHTS, load_checkpoint, save_checkpoint
+from model.checkpoint import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    load_checkpoint,
+    n_gram_strengths,
+    save_checkpoint,
+    save_n_gram_strengths,
+)
 from model.denoiser import Denoiser, Role
 from model.tokenizer import CodeTokenizer
 
@@ -44,6 +52,20 @@ def test_a_loaded_model_computes_what_the_saved_one_did(
     assert loaded_tokenizer.digest == tokenizer.digest
     ids = torch.arange(9)[None]
     assert model.encode(ids, Role.PREFIX)[0].equal(original.encode(ids, Role.PREFIX)[0])
+
+
+def test_strengths_of_n_grams_are_kept_beside_the_weights(saved: Path) -> None:
+    assert n_gram_strengths(saved) == []
+    save_n_gram_strengths(saved, [(1, 9.6549), (4, 1.7)])
+    assert n_gram_strengths(saved) == [(1, 9.655), (4, 1.7)]
+    load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("broken", [[1, 2], {"one": 2.0}, {"1": "strong"}, {"1": None}])
+def test_strengths_that_are_none_are_refused(saved: Path, broken: object) -> None:
+    edit_config(saved, n_gram_strengths=broken)
+    with pytest.raises(CheckpointError, match=r"no usable n_gram_strengths: .*evaluate n-grams"):
+        n_gram_strengths(saved)
 
 
 def test_weights_load_into_the_dtype_asked_for(saved: Path) -> None:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from model.api import InvalidRequestError
+from model.api import Candidate, InfillRequest, InvalidRequestError
 from model.evaluation.decoding import (
     Decoding,
     add_model_arguments,
     add_policy_arguments,
+    choice_of,
     decoding_of,
     fill_all,
     open_completer,
@@ -37,6 +39,8 @@ class TestOptions:
             (("--factor", "0.5"), Decoding(policy="factor", factor=0.5)),
             (("--policy", "left-to-right"), Decoding(policy="left-to-right")),
             (("--oracle-length",), Decoding(oracle_length=True)),
+            (("--lengths", "2", "5", "--checked"), Decoding(lengths=(2, 5), checked=True)),
+            (("--no-n-grams",), Decoding(n_grams=False)),
             (
                 ("--priority", "manual", "--max-new-tokens", "9"),
                 Decoding(priority="manual", max_new_tokens=9),
@@ -69,6 +73,31 @@ class TestOptions:
         with pytest.raises(InvalidRequestError, match=argv[1]):
             parsed(*argv)
 
+    def test_there_must_be_something_to_choose_from(self) -> None:
+        with pytest.raises(ValueError, match="chooses among several fills; name further lengths"):
+            parsed("--checked")
+
+
+class TestChoice:
+    REQUEST = InfillRequest(prefix="def f(x):\n", suffix="    return x\n", language="python")
+
+    def chosen(self, *texts: str, request: InfillRequest = REQUEST) -> str:
+        candidates = [Candidate(texts=(text,), confidence=0.5) for text in texts]
+        choice = choice_of(Decoding(lengths=(1,), checked=True))
+        assert choice_of(Decoding())(request, candidates).text == texts[0]
+        return choice(request, candidates).text
+
+    def test_the_best_with_which_the_text_parses_is_taken(self) -> None:
+        texts = ("    if x:\n", "  \n", "    x = 1)\n", "    x += 1\n", "    x = 1\n")
+        assert self.chosen(*texts) == "    x += 1\n"
+
+    def test_where_none_does_it_is_the_engines_best(self) -> None:
+        assert self.chosen("    if x:\n", "    x = (\n", "\n") == "    if x:\n"
+
+    def test_where_no_parser_knows_the_language_it_is_the_engines_best(self) -> None:
+        request = replace(self.REQUEST, language="klingon")
+        assert self.chosen("a", "b", request=request) == "a"
+
 
 class TestRequest:
     def test_texts_go_in_as_they_are_and_the_middle_stays_out(self) -> None:
@@ -80,6 +109,10 @@ class TestRequest:
     def test_an_oracle_tells_the_length_of_the_middle(self) -> None:
         assert Decoding(oracle_length=True).request(prefix="a", middle="ber").length_of == "ber"
 
+    def test_n_grams_can_be_left_out(self) -> None:
+        assert Decoding().request(prefix="a").n_grams
+        assert not Decoding(n_grams=False).request(prefix="a").n_grams
+
     def test_labels_tell_decodings_apart(self) -> None:
         assert [
             decoding.label
@@ -90,10 +123,13 @@ class TestRequest:
                 Decoding(policy="factor", factor=0.5),
                 Decoding(policy="left-to-right"),
                 Decoding(policy="autoregressive"),
+                Decoding(lengths=(2, 5), checked=True),
+                Decoding(n_grams=False),
             )
         ] == [
             "threshold 0.9", "fixed 4", "entropy 0.1, oracle length", "factor 0.5",
-            "left-to-right", "autoregressive",
+            "left-to-right", "autoregressive", "threshold 0.9, best of 3 lengths, checked",
+            "threshold 0.9, no n-grams",
         ]  # fmt: skip
 
 

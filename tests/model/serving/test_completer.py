@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import types
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from model.api import (
 )
 from model.checkpoint import save_checkpoint
 from model.denoiser import Denoiser
+from model.engine.n_grams import Strength
 from model.engine.sequence import Sequence
 from model.serving.completer import EngineCompleter
 from model.serving.loading import completer_of, load_completer
@@ -69,6 +72,31 @@ class TestComplete:
         assert result.tokens == len(tokenizer.encode(result.candidates[0].text))
         assert result.encoded_tokens > 0
         assert result.ms > 0
+
+    async def test_the_documents_repetition_reaches_the_engine_also_from_afar(
+        self, model: Denoiser, tokenizer: CodeTokenizer
+    ) -> None:
+        completer = completer_of(model, tokenizer, strengths=[Strength(1, 1e-3), Strength(2, 1e-3)])
+        encode, encoded = tokenizer.encode, []
+
+        def counting(text: str, **options: bool) -> list[int]:
+            encoded.append(text)
+            return encode(text, **options)
+
+        completer._tokenizer = types.SimpleNamespace(  # type: ignore[assignment]
+            encode=counting, decode=tokenizer.decode,
+            mask_id=tokenizer.mask_id, end_id=tokenizer.end_id,
+        )  # fmt: skip
+        far = "numbers = items\nresult = total\n" * 4
+        for where in ({"before": far}, {"after": far}):
+            request = InfillRequest(prefix="\nresult", length_of=" = total", **where)
+            for _ in range(2):
+                (candidate,) = (await completer.complete(request)).candidates
+                assert candidate.text == " = total"
+            (alone,) = (await completer.complete(replace(request, n_grams=False))).candidates
+            assert alone.text != " = total"
+        assert encoded.count(far) == 2, "what is far is read once, on either side"
+        await completer.close()
 
     async def test_a_candidate_tells_where_its_tokens_end(
         self, completer: EngineCompleter, tokenizer: CodeTokenizer

@@ -132,7 +132,7 @@ def test_an_error_of_no_kind_travels_as_its_base() -> None:
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], sentence: str) -> None:
-    body = {"protocol": 5, "request": {"prefix": "x"}, "frames": False} | change
+    body = {"protocol": 6, "request": {"prefix": "x"}, "frames": False} | change
     with pytest.raises(ProtocolError, match=sentence):
         decode_call(json.dumps(body).encode())
 
@@ -145,7 +145,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_a_number_out_of_range_is_an_invalid_request(value: float) -> None:
-    body = {"protocol": 5, "request": {"prefix": "", "threshold": value}}
+    body = {"protocol": 6, "request": {"prefix": "", "threshold": value}}
     with pytest.raises(api.InvalidRequestError, match="threshold"):
         decode_call(json.dumps(body).encode())
 
