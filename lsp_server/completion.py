@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lsp_server.confidence import confidence_of, confident_length, told
+from lsp_server.confidence import confidence_of, told, worthwhile_length
 from lsp_server.context import InfillContext
 from lsp_server.postprocess import worth_inserting
 from lsp_server.repair import Repair
@@ -228,17 +228,19 @@ def draft_suggestions(
 
 
 def _sure_part(candidate: Candidate, text: str, context: InfillContext, least: float) -> str:
-    """As much of `text` as the model is sure of; "" for nothing."""
+    """As much of `text` as is worth showing, being sure enough; "" for nothing."""
     # A text without the space that the engine stopped at breaks off there all the same.
     breaks_off = not candidate.finished and candidate.text.rstrip(" \t") == text
     confidence = candidate.confidence if breaks_off else confidence_of(candidate, len(text))
     # Not the same as "at least": a confidence that is not known (NaN) is no reason to hide a text.
-    if not confidence < least:
-        return text
+    whole = "" if confidence < least else text
     following = context.between[0] if context.between else context.suffix
     if following.partition("\n")[0].strip() or not candidate.text.startswith(text):
-        return ""  # what stays on the line would no longer join on
-    return text[: confident_length(candidate, len(text), least)].rstrip()
+        return whole  # with a part of it, what stays on the line would no longer join on
+    if not least or not candidate.token_ends:
+        return whole
+    worthwhile = worthwhile_length(candidate, len(text), least, may_be_whole=bool(whole))
+    return text[:worthwhile].rstrip()
 
 
 def _draft(text: str, candidate: Candidate, place: SyntaxPlace, settings: Settings) -> Draft:

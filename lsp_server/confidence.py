@@ -8,6 +8,7 @@ import re
 from model.api import Candidate
 
 _WORD = re.compile(r"\w")
+_INDENTATION = re.compile(r"\n[ \t]+")
 _UNFINISHED = re.compile(r"[^\w)\]}\"'`;:]+$")
 """What cannot end a line, such as a dot or an opening bracket."""
 
@@ -34,20 +35,40 @@ def told(confidence: float) -> float | None:
     return None if math.isnan(confidence) else confidence
 
 
-def confident_length(candidate: Candidate, length: int, least: float) -> int:
-    """How many of the first `length` characters have a probability of at least `least`.
+def worthwhile_length(
+    candidate: Candidate, length: int, least: float, *, may_be_whole: bool = True
+) -> int:
+    """How many of the first `length` characters to show: those that save the most typing on
+    average, of the parts that have a probability of at least `least`.
 
-    Ends with a line where several are left, else with a word. 0 when nothing useful is.
+    A longer part saves more keys and is less often right. Ends with a line where several are left,
+    else with a word, if it is not the whole. 0 when nothing useful is sure enough.
     """
-    sure, probability = 0, 1.0
+    text, probability = candidate.text[:length], 1.0
+    best, most = 0, -1.0
     for end, p in zip(candidate.token_ends, candidate.probabilities, strict=False):
         probability *= p
-        if end > length or probability < least:
+        if probability < least:
             break
-        sure = end
-    text = candidate.text[:length]
-    if "\n" in text[:sure].strip("\n"):
-        return text.rindex("\n", 0, sure)
-    while 0 < sure < length and _WORD.match(text[sure - 1]) and _WORD.match(text[sure]):
-        sure -= 1
-    return len(_UNFINISHED.sub("", text[:sure])) if _WORD.search(text[:sure]) else 0
+        part = length if end >= length and may_be_whole else _whole_words(text, min(end, length))
+        saved = probability * (_keys(text[:part]) - 1)  # taking it is a key, too
+        if part and saved >= most:
+            best, most = part, saved
+        if end >= length:
+            break
+    return best
+
+
+def _whole_words(text: str, end: int) -> int:
+    """Where to cut `text` so that at most `end` characters are left, and none of them half of
+    something; 0 where nothing useful is left."""
+    if "\n" in text[:end].strip("\n"):
+        return text.rindex("\n", 0, end)
+    while 0 < end < len(text) and _WORD.match(text[end - 1]) and _WORD.match(text[end]):
+        end -= 1
+    return len(_UNFINISHED.sub("", text[:end])) if _WORD.search(text[:end]) else 0
+
+
+def _keys(text: str) -> int:
+    """Keys that typing `text` takes; an editor brings the indentation of a line."""
+    return len(_INDENTATION.sub("\n", text))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsp_server.confidence import confidence_of, confident_length, told
+from lsp_server.confidence import confidence_of, told, worthwhile_length
 from model.api import Candidate
 
 
@@ -41,11 +41,37 @@ def test_without_tokens_a_part_is_as_sure_as_the_whole():
 
 
 @pytest.mark.parametrize(
-    ("least", "kept"), [(0.8, "foo(a)"), (0.5, "foo(a).bar"), (0.95, ""), (0.1, "foo(a).bar()")]
+    ("least", "kept"),
+    [(0.8, "foo(a)"), (0.5, "foo(a).bar"), (0.95, ""), (0.1, "foo(a).bar")],
 )
-def test_a_text_is_kept_up_to_where_the_product_falls_below(least, kept):
+def test_a_text_is_kept_as_far_as_it_saves_the_most_typing(least, kept):
+    # 0.9 x 5 keys, 0.54 x 9 keys, 0.108 x 11 keys.
     candidate = made(("foo(a)", 0.9), (".bar", 0.6), ("()", 0.2))
-    assert candidate.text[: confident_length(candidate, len(candidate.text), least)] == kept
+    assert candidate.text[: worthwhile_length(candidate, len(candidate.text), least)] == kept
+
+
+def test_a_whole_text_may_end_as_it_likes():
+    candidate = made(("foo", 0.9), ("(x)", 0.9))
+    cut = len("foo(")  # through a token
+    assert worthwhile_length(candidate, cut, 0.3) == cut
+    assert worthwhile_length(candidate, cut, 0.3, may_be_whole=False) == len("foo")
+    assert worthwhile_length(candidate, cut, 0.85) == len("foo")
+
+
+def test_the_indentation_of_a_line_saves_nothing():
+    candidate = made(("items = []", 0.9), ("\n            x", 0.5), (" = 1", 0.9))
+    assert worthwhile_length(candidate, len(candidate.text), 0.3) == len("items = []")
+
+
+def test_of_several_lines_whole_ones_are_kept():
+    candidate = made(("a = 1\nb = 2\n", 0.9), ("c =", 0.9), (" 3", 0.2))
+    assert worthwhile_length(candidate, len(candidate.text), 0.3) == len("a = 1\nb = 2")
+
+
+def test_a_part_ends_with_a_word_and_is_no_operator():
+    candidate = made(("num", 0.9), ("bers", 0.5), (" + ", 0.9), ("x", 0.1))
+    assert worthwhile_length(candidate, len(candidate.text), 0.3) == len("numbers")
+    assert worthwhile_length(candidate, len(candidate.text), 0.6) == 0
 
 
 @given(
@@ -56,7 +82,7 @@ def test_a_text_is_kept_up_to_where_the_product_falls_below(least, kept):
 )
 def test_what_is_kept_is_never_less_sure_than_asked(tokens, least):
     candidate = made(*tokens)
-    length = confident_length(candidate, len(candidate.text), least)
+    length = worthwhile_length(candidate, len(candidate.text), least)
     assert 0 <= length <= len(candidate.text)
     if length:
         assert confidence_of(candidate, length) >= least
