@@ -217,30 +217,37 @@ def draft_suggestions(
         return _because("the model has nothing to add here")
 
     least = _least_confidence(settings, explicit=explicit)
-    confident: dict[str, Candidate] = {}
+    drafts: dict[str, Draft] = {}
     for text, candidate in shortened.items():
-        sure = _sure_part(candidate, text, place.context, least)
-        if sure:
-            confident.setdefault(sure, candidate)
-    if not confident:
+        parts = _sure_parts(candidate, text, place.context, least)
+        of_parts = (_draft(part, candidate, place, settings) for part in parts)
+        # A part may break off inside a bracket that the whole closes.
+        best = min(of_parts, key=lambda draft: bool(draft.new_syntax_errors), default=None)
+        if best is not None:
+            drafts.setdefault(best.texts[0], best)
+    if not drafts:
         return _because(f"no candidate reached the confidence of {settings.min_confidence:g}")
-    return [_draft(text, candidate, place, settings) for text, candidate in confident.items()]
+    return list(drafts.values())
 
 
-def _sure_part(candidate: Candidate, text: str, context: InfillContext, least: float) -> str:
-    """As much of `text` as is worth showing, being sure enough; "" for nothing."""
+def _sure_parts(
+    candidate: Candidate, text: str, context: InfillContext, least: float
+) -> tuple[str, ...]:
+    """As much of `text` as is worth showing, being sure enough, the best first; none for
+    nothing."""
     # A text without the space that the engine stopped at breaks off there all the same.
     breaks_off = not candidate.finished and candidate.text.rstrip(" \t") == text
     confidence = candidate.confidence if breaks_off else confidence_of(candidate, len(text))
     # Not the same as "at least": a confidence that is not known (NaN) is no reason to hide a text.
-    whole = "" if confidence < least else text
+    whole = () if confidence < least else (text,)
     following = context.between[0] if context.between else context.suffix
     if following.partition("\n")[0].strip() or not candidate.text.startswith(text):
         return whole  # with a part of it, what stays on the line would no longer join on
     if not least or not candidate.token_ends:
         return whole
     worthwhile = worthwhile_length(candidate, len(text), least, may_be_whole=bool(whole))
-    return text[:worthwhile].rstrip()
+    part = text[:worthwhile].rstrip()
+    return tuple(dict.fromkeys((part, *whole))) if part else whole
 
 
 def _draft(text: str, candidate: Candidate, place: SyntaxPlace, settings: Settings) -> Draft:

@@ -18,7 +18,8 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast
 
 SECTION = "mezzotint"
-FAR_CHARS = 65_536
+FAR_CHARS = 32_768
+"""How much of a document beyond what the model reads says what it repeats, on either side."""
 
 DEFAULT_EXCLUDE = (
     ".env*",

@@ -140,9 +140,10 @@ class InfillRequest:
     first tokens as sure as they would have been."""
 
     before: str = ""
-    """More of the document, right before `prefix`; no model reads it, but see `n_grams`."""
+    """More of the document, before `prefix`; no model reads it, but see `n_grams`. Lines end in
+    `\\n`."""
     after: str = ""
-    """More of the document, right after `suffix`; likewise."""
+    """More of the document, after `suffix`; likewise."""
     n_grams: bool = True
     """Let what the document repeats weigh in (`model.engine.n_grams`), where the checkpoint says
     how much."""
@@ -228,9 +229,9 @@ class Candidate:
     """Probability that each token, and each hole's end, was committed with."""
     score: float | None = None
     """How well it leads on to what follows: the causal log-probability (nats) of the candidate's
-    tokens and of the first 8 after them; of an open checkpoint, which reads nothing causally, the
-    mean log-probability that its tokens were committed with. None where there was no other
-    candidate to compare it with, or no time."""
+    tokens and of the first 8 after them, `n_grams` weighed in; of an open checkpoint, which reads
+    nothing causally, the mean log-probability that its tokens were committed with. None where there
+    was no other candidate to compare it with, or no time."""
     token_ends: tuple[int, ...] = ()
     """Where in `text` the token of each of the first `probabilities` ends, in characters: as many
     as the hole has tokens beyond `typed`. Empty where there are several holes."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, inf, log
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Strength:
     different token that follows."""
 
     def __post_init__(self) -> None:
-        if self.order < 1 or not self.strength > 0:
+        if self.order < 1 or not 0 < self.strength < inf:
             raise ValueError(f"an n-gram order must be at least 1 and its strength above 0: {self}")
 
 
@@ -61,7 +61,7 @@ class NGrams:
         self._tokenizer, self.vocabulary = tokenizer, vocabulary
         self.strengths = sorted(strengths, key=lambda each: each.order)
         self._token_bytes = tokenizer.token_bytes
-        self._first_of: dict[bytes, int] = {}
+        self._first_of: dict[bytes, int | None] = {}
 
     def text(self, ids: Items[int], *, precedes_hole: bool) -> CountedText:
         """A stretch of a document, for `Fill.document`."""
@@ -86,7 +86,7 @@ class NGrams:
             if seen:
                 context = self._left_of(sequence, (), 0)
                 written = len(sequence.committed) - len(sequence.fill.typed)
-                counts = self.counts(seen, context, written)
+                counts = self.counts(seen, context, written, len(sequence.fill.typed))
                 logits_V.copy_(self.posterior(logits_V, counts, may_end=False).log())
 
     def reread(self, start: Sequence, text: Items[int], log_probs: Items[float]) -> list[float]:
@@ -119,7 +119,9 @@ class NGrams:
             counts = self._counts_at(sequence, canvas, hole, slot)
             posterior = self.posterior(logits_CV[slot], counts, may_end=may_end)
             logits_CV[slot] = posterior.log()
-            chance, token = (value.item() for value in posterior.max(dim=-1))
+            # As the sampler will see it, which may be in half precision.
+            highest, token = (value.item() for value in logits_CV[slot].max(dim=-1))
+            chance = exp(highest)
             if not goes_on or chance <= params.threshold or token == end_id:
                 return
             canvas[slot] = int(token)
@@ -133,11 +135,12 @@ class NGrams:
     def _counts_at(
         self, sequence: Sequence, canvas: Items[int], hole: range, slot: int
     ) -> list[Counter[int]]:
-        written = sequence.clamped[hole.start : slot].count(False)
+        written, typed = sequence.clamped[hole.start : slot].count(False), 0
         if hole.start == 0:
-            written += max(len(sequence.committed) - len(sequence.fill.typed), 0)
+            typed = len(sequence.fill.typed)
+            written += max(len(sequence.committed) - typed, 0)
         context = self._left_of(sequence, canvas, slot)
-        return self.counts(sequence.fill.document, context, written)
+        return self.counts(sequence.fill.document, context, written, typed)
 
     def _left_of(self, sequence: Sequence, canvas: Items[int], slot: int) -> list[int]:
         """The tokens before a slot, as many as are known and the longest context may take."""
@@ -152,18 +155,19 @@ class NGrams:
         return found[::-1]
 
     def counts(
-        self, document: Items[CountedText], context: Items[int], written: int
+        self, document: Items[CountedText], context: Items[int], written: int, typed: int = 0
     ) -> list[Counter[int]]:
         """What follows the last tokens of `context` in the document: how often each token, for
         each order that has that much context.
 
-        Contexts are compared as text. The last `written` tokens are the model's; what stands before
-        them was cut at a cursor, perhaps inside a word, so that directly behind it the rest of a
-        token counts as well.
+        Contexts are compared as text. The last `written` tokens are the model's, and the `typed`
+        ones before them stand alone, too; what stands before either was cut at a cursor, perhaps
+        inside a word. Until that word has ended, the rest of a token counts as well.
         """
-        is_cut = written <= 0
         tokens = [self._token_bytes[i] for i in context]
-        pieces = healed(tokens, len(tokens) - max(written, 0))
+        cut = max(len(tokens) - written, 0)
+        pieces = healed(healed(tokens, cut), cut - typed if typed else 0)
+        is_in_word = bool(pieces) and len(pieces[-1]) > sum(map(len, tokens[cut:]))
         texts = [
             b"".join(pieces[-each.order :]) for each in self.strengths if each.order <= len(pieces)
         ]
@@ -171,7 +175,7 @@ class NGrams:
         for part in document if texts and texts[0] else ():
             for end in part.occurrences(texts[0]):
                 token, rest = part.token_at(end)
-                if token is None and is_cut and rest:
+                if token is None and rest and is_in_word:
                     token = self._first_token(rest)
                 if token is None:
                     continue
@@ -200,11 +204,14 @@ class NGrams:
             prior[end_id] = end
         return prior
 
-    def _first_token(self, rest: bytes) -> int:
-        """What the rest of a token begins with when it is read by itself, as behind a cursor."""
+    def _first_token(self, rest: bytes) -> int | None:
+        """What the rest of a token begins with when it is read by itself, as behind a cursor; None
+        where it is half a letter."""
         if rest not in self._first_of:
-            text = rest.decode("utf-8", "replace")
-            self._first_of[rest] = self._tokenizer.encode(text)[0]
+            try:
+                self._first_of[rest] = self._tokenizer.encode(rest.decode("utf-8"))[0]
+            except UnicodeDecodeError:
+                self._first_of[rest] = None
         return self._first_of[rest]
 
 

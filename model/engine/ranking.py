@@ -1,8 +1,9 @@
 """Which candidate is the best: a causal reading of each, in one forward of the same weights.
 
 A candidate's score is the log-probability of its tokens and of the first tokens that follow it in
-the document, after the prefix. It is a sum, not a mean: all candidates are held to the same text
-behind them, so a short one gains nothing by leaving out what the suffix then comes too early for.
+the document, after the prefix; up to the first of these, what the document repeats weighs in
+(`n_grams`). It is a sum, not a mean: all candidates are held to the same text behind them, so a
+short one gains nothing by leaving out what the suffix then comes too early for.
 """
 
 from __future__ import annotations

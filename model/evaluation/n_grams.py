@@ -34,6 +34,8 @@ ORDERS = (1, 2, 4)
 """More of them, or others, gained less than 0.01 nats (docs/experiments.md)."""
 START = (10.0, 4.0, 2.0)
 """Strengths that the fit sets out from."""
+BOUNDS = (-6.0, 14.0)
+"""Of the strengths' logarithms: beyond them a context decides alone, or says nothing."""
 PLACES = 4
 """Places at most that are looked at in a hole."""
 MAX_SLOTS = 31
@@ -136,11 +138,11 @@ def fitted_strengths(places: Sequence[Place]) -> list[float]:
                     logs, best, improved = tried, loss, True
         if not improved:
             step /= 2
-    return [float(strength) for strength in np.exp(logs)]
+    return [float(strength) for strength in np.exp(np.clip(logs, *BOUNDS))]
 
 
 def _loss(places: Sequence[Place], logs: Floats) -> float:
-    return -float(np.log(_chances(places, np.exp(np.clip(logs, -7, 14)))).mean())
+    return -float(np.log(_chances(places, np.exp(np.clip(logs, *BOUNDS)))).mean())
 
 
 def _chances(places: Sequence[Place], strengths: Sequence[float] | Floats) -> Floats:
@@ -214,7 +216,9 @@ def _places_of(
     opened = runner.open_contexts(batch)
     logits = runner.denoise(opened)
     places: list[Place] = []
-    for sequence, slot, logits_CV in zip(opened, chosen, logits, strict=False):
+    slot_of = {id(sequence): slot for sequence, slot in zip(batch, chosen, strict=True)}
+    for sequence, logits_CV in zip(opened, logits, strict=True):
+        slot = slot_of[id(sequence)]
         counts = n_grams.counts_at(sequence, slot)
         prior = n_grams.posterior(logits_CV[slot], (), may_end=False)
         places.append(

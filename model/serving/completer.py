@@ -26,13 +26,15 @@ from model.api import (
 )
 from model.engine.counted_text import CountedText
 from model.engine.engine import Engine
+from model.engine.n_grams import NGrams
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.families.tokenizer import OpenTokenizer
 from model.infill import CanvasLayout, Layout, fitted
 from model.tokenizer import CodeTokenizer
 
-NUM_FAR_TEXTS = 16
-"""Stretches of documents whose tokens are kept: two for each document that is being edited."""
+NUM_FAR_TEXTS = 64
+"""Stretches of documents whose tokens are kept, two for each document that is being edited: of the
+length that the language server sends, half a megabyte each at most."""
 FIRST_CANVAS_TOKENS = {"auto": 32, "manual": 64}
 """Slots a hole starts with at most, by priority: typing wants the cheaper step, and the rare
 longer span goes on in a further canvas."""
@@ -62,7 +64,7 @@ class EngineCompleter:
         self._layout = layout
         self._canvas_slots, self._at_least = canvas_slots, at_least
         # What is far from the cursor stays the same for many keystrokes.
-        self._far_text = lru_cache(NUM_FAR_TEXTS)(self._count)
+        self._far_text = lru_cache(NUM_FAR_TEXTS)(_counting(engine.n_grams, tokenizer))
 
     @property
     def engine(self) -> Engine:
@@ -128,7 +130,7 @@ class EngineCompleter:
                 before, request.language, starts_file=request.starts_file
             ),
             suffix=self._layout.suffix_stream(after, request.language, ends_file=request.ends_file),
-            document=self._document(request, before, after),
+            document=self._document(request, before, between, after),
             layout=layout,
             typed=typed,
             params=self._engine.length.candidates(
@@ -145,7 +147,11 @@ class EngineCompleter:
         )
 
     def _document(
-        self, request: InfillRequest, before: Items[int], after: Items[int]
+        self,
+        request: InfillRequest,
+        before: Items[int],
+        between: Items[Items[int]],
+        after: Items[int],
     ) -> tuple[CountedText, ...]:
         """What the engine's n-grams are counted in."""
         n_grams = self._engine.n_grams
@@ -154,14 +160,10 @@ class EngineCompleter:
         return (
             n_grams.text(before, precedes_hole=True),
             self._far_text(request.before, precedes_hole=True),
+            *(n_grams.text(ids, precedes_hole=True) for ids in between),
             n_grams.text(after, precedes_hole=False),
             self._far_text(request.after, precedes_hole=False),
         )
-
-    def _count(self, text: str, *, precedes_hole: bool) -> CountedText:
-        n_grams = self._engine.n_grams
-        assert n_grams is not None
-        return n_grams.text(self._tokenizer.encode(text), precedes_hole=precedes_hole)
 
     def _candidates(
         self, request: InfillRequest, outputs: Items[FilledHoles], num_typed: int
@@ -213,6 +215,19 @@ class EngineCompleter:
         text = self._text(decided, request.typed).rstrip("\ufffd")
         stays = len(sequence.fill.sequences) == 1 and request.remask is None
         return Frame(step=sequence.step, slots=slots, text=text, text_stays=stays, context=context)
+
+
+def _counting(
+    n_grams: NGrams | None, tokenizer: CodeTokenizer | OpenTokenizer
+) -> Callable[..., CountedText]:
+    """What makes a text one to count in. Knows nothing of the engine, whose model is to go with
+    the last reference to it."""
+
+    def counted(text: str, *, precedes_hole: bool) -> CountedText:
+        assert n_grams is not None
+        return n_grams.text(tokenizer.encode(text), precedes_hole=precedes_hole)
+
+    return counted
 
 
 def _sampling_params(request: InfillRequest, length: int | None) -> tuple[SamplingParams, ...]:

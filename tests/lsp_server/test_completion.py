@@ -109,6 +109,33 @@ def test_an_operator_before_the_space_that_a_fill_ended_at_is_not_shown(
     assert texts(select([made], explicit=True, minConfidence=0.3)) == ["".join(tokens).rstrip()]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        ((("foo(argument", 0.9), (", b)", 0.4)), "foo(argument, b)"),  # 0.9 x 11 keys, but open
+        ((("sorted(items", 0.88), (", key=len)", 0.4)), "sorted(items, key=len)"),
+        ((("first", 0.9), (" + second_one", 0.35)), "first + second_one"),
+        ((("total_of_items", 0.9), (" + x", 0.4)), "total_of_items"),
+        ((("foo(argument", 0.9), (", b)", 0.2)), None),  # the whole is not sure enough
+    ],
+)
+def test_a_part_that_breaks_off_inside_a_bracket_gives_way_to_the_whole(tokens, kept):
+    text, ends = "", []
+    for token, _ in tokens:
+        text += token
+        ends.append(len(text))
+    probabilities = (*(p for _, p in tokens), 1.0)
+    made = Candidate(
+        texts=(text,),
+        confidence=math.prod(probabilities),
+        probabilities=probabilities,
+        token_ends=tuple(ends),
+    )
+    context = InfillContext(prefix="y = ", suffix="\n", language="python")
+    shown = texts(select([made], explicit=False, minConfidence=0.3, context=context))
+    assert shown == ([] if kept is None else [kept])
+
+
 def test_a_person_who_asks_is_shown_unsure_candidates_too():
     assert texts(select(candidates(a=0.5), explicit=True, minConfidence=0.6)) == ["a"]
 

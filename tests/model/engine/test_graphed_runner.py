@@ -12,10 +12,12 @@ from canvases import between_random_streams
 
 from model.api import CompletionError
 from model.denoiser import Denoiser, Role
+from model.engine.assembly import engine_for
 from model.engine.engine import Engine
 from model.engine.graphed_runner import GraphedRunner, Shape
 from model.engine.kv_cache import PageTable
 from model.engine.model_runner import ModelRunner
+from model.engine.n_grams import Strength
 from model.engine.sampler import Vocabulary
 from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.infill import CanvasLayout
@@ -153,6 +155,22 @@ def test_an_engine_that_runs_ahead_gives_the_same_fills_in_as_many_forwards(
         assert outputs[1].holes == outputs[0].holes
         assert outputs[1].probabilities == pytest.approx(outputs[0].probabilities, abs=1e-4)
         assert found.forwards == expected.forwards
+
+
+def test_what_the_document_repeats_is_weighed_on_the_host(
+    model: Denoiser, tokenizer: CodeTokenizer
+) -> None:
+    engines = [engine_for(model, tokenizer, strengths=[Strength(1, 1e-3)]) for _ in range(2)]
+    engines[1].runner = graphed(model, tokenizer)
+    ids, outputs = tokenizer.encode("self.items.append(item)\n" * 3), []
+    for engine in engines:
+        fill = fill_of(1, (SamplingParams(threshold=0.5),))
+        assert engine.n_grams is not None
+        fill.document = (engine.n_grams.text(ids, precedes_hole=True),)
+        outputs += run_plainly(engine, fill)
+        assert not engine.runner.decides(fill.sequences[0])
+        engine.close()
+    assert outputs[0].holes == outputs[1].holes
 
 
 def test_a_fill_normally_needs_one_look(

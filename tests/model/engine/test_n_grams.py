@@ -66,7 +66,7 @@ def sequence_of(fill: Fill, vocabulary: Vocabulary) -> Sequence:
 
 
 def test_strengths_have_to_make_sense() -> None:
-    for order, strength in ((0, 1.0), (1, 0.0), (1, -1.0), (1, float("nan"))):
+    for order, strength in ((0, 1.0), (1, 0.0), (1, -1.0), (1, float("nan")), (1, float("inf"))):
         with pytest.raises(ValueError, match="order must be at least 1 and its strength above 0"):
             Strength(order, strength)
 
@@ -96,7 +96,8 @@ class TestCounts:
         fill = fill_of(n_grams, tokenizer, "for x in numbers:\n    x in num")
         context, rest = tokenizer.encode(" in num"), Counter({tokenizer.encode("bers")[0]: 1})
         assert n_grams.counts(fill.document, context, 0) == [rest, rest]
-        assert n_grams.counts(fill.document, context, 1) == [Counter(), Counter()]
+        assert n_grams.counts(fill.document, context, 1) == [rest, rest], "still in the word"
+        assert n_grams.counts(fill.document, context, 5) == [Counter(), Counter()]
 
     def test_a_word_that_the_cursor_cut_is_one_again_behind_it(
         self, n_grams: NGrams, tokenizer: CodeTokenizer
@@ -105,6 +106,16 @@ class TestCounts:
         context = tokenizer.encode(" in num") + tokenizer.encode("bers")
         colon = Counter(tokenizer.encode(":"))
         assert n_grams.counts(fill.document, context, 1) == [colon, colon]
+
+    def test_what_was_typed_is_one_word_with_what_stands_before_it(
+        self, n_grams: NGrams, vocabulary: Vocabulary, tokenizer: CodeTokenizer
+    ) -> None:
+        fill = fill_of(n_grams, tokenizer, "numbers(x)\nitems(self)\nnum", typed="bers(")
+        slot = len(fill.typed)
+        one, two = n_grams.counts_at(sequence_of(fill, vocabulary), slot)
+        x, self_ = tokenizer.encode("x")[0], tokenizer.encode("self")[0]
+        assert one == {x: 1, self_: 1}
+        assert two == {x: 1}
 
 
 @pytest.mark.parametrize(
@@ -282,6 +293,23 @@ class TestEngine:
         (alone,) = engine.submit(silent).result(TIMEOUT_S)
         (without,) = make_engine().submit(silent).result(TIMEOUT_S)
         assert alone == without != output
+        engine.close()
+
+    @pytest.mark.parametrize("typed", ["", "re"])
+    def test_of_several_lengths_the_one_that_the_document_leads_on_to_is_best(
+        self, engine: Engine, tokenizer: CodeTokenizer, typed: str
+    ) -> None:
+        n_grams = engine.n_grams
+        assert n_grams is not None
+        before = "numbers = items\nresult = total\n" * 4 + "numbers = items\n"
+        rest = len(tokenizer.encode("result = total".removeprefix(typed)))
+        params = tuple(SamplingParams(length=n) for n in (rest - 1, rest, rest + 1))
+        fill = fill_of(n_grams, tokenizer, before, "\nnumbers", typed=typed)
+        fill.params = params
+        best, *others = engine.submit(fill).result(TIMEOUT_S)
+        assert tokenizer.decode(best.holes[0]) == "result = total"
+        assert best.score is not None
+        assert all(other.score is not None and other.score < best.score for other in others)
         engine.close()
 
     def test_the_baseline_is_not_told_what_follows_the_hole(

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import threading
-import types
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,17 +77,15 @@ class TestComplete:
     async def test_the_documents_repetition_reaches_the_engine_also_from_afar(
         self, model: Denoiser, tokenizer: CodeTokenizer
     ) -> None:
-        completer = completer_of(model, tokenizer, strengths=[Strength(1, 1e-3), Strength(2, 1e-3)])
-        encode, encoded = tokenizer.encode, []
+        encoded: list[str] = []
 
-        def counting(text: str, **options: bool) -> list[int]:
-            encoded.append(text)
-            return encode(text, **options)
+        class Counting(CodeTokenizer):
+            def encode(self, text: str, *, special: bool = False) -> list[int]:
+                encoded.append(text)
+                return super().encode(text, special=special)
 
-        completer._tokenizer = types.SimpleNamespace(  # type: ignore[assignment]
-            encode=counting, decode=tokenizer.decode,
-            mask_id=tokenizer.mask_id, end_id=tokenizer.end_id,
-        )  # fmt: skip
+        counting = Counting(tokenizer._tokenizer)
+        completer = completer_of(model, counting, strengths=[Strength(1, 1e-3), Strength(2, 1e-3)])
         far = "numbers = items\nresult = total\n" * 4
         for where in ({"before": far}, {"after": far}):
             request = InfillRequest(prefix="\nresult", length_of=" = total", **where)
@@ -97,6 +96,21 @@ class TestComplete:
             assert alone.text != " = total"
         assert encoded.count(far) == 2, "what is far is read once, on either side"
         await completer.close()
+
+    async def test_the_model_goes_with_the_completer(
+        self, model: Denoiser, tokenizer: CodeTokenizer
+    ) -> None:
+        completer = completer_of(model, tokenizer, strengths=[Strength(1, 1.0)])
+        await completer.complete(InfillRequest(prefix="x", before="y = 1\n", length_of="y"))
+        await completer.close()
+        runner = weakref.ref(completer.engine.runner)
+        gc.collect()
+        gc.disable()
+        try:
+            del completer
+            assert runner() is None, "something holds the engine in a circle"
+        finally:
+            gc.enable()
 
     async def test_a_candidate_tells_where_its_tokens_end(
         self, completer: EngineCompleter, tokenizer: CodeTokenizer
