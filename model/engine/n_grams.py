@@ -9,8 +9,9 @@ corrects the prediction of the one before, the first one the denoiser's:
     p_k(w) = (count_k(w) + s_k d_k p_{k-1}(w)) / (n_k + s_k d_k)
 
 with n_k occurrences of the context, d_k different tokens behind it (Witten and Bell, 1991) and a
-strength s_k that the checkpoint brings along, fitted by `mezzotint evaluate n-grams`. The chance
-that the hole ends stays the denoiser's: a document does not tell where a hole in it ends.
+strength s_k that the checkpoint brings along, fitted by `mezzotint evaluate n-grams`. A document
+does not tell where a hole ends: that is never less likely than the denoiser thinks, and more likely
+where what was seen to come next is what follows the hole (`NGrams.shared`).
 
 This needs to know what stands to the left, so it says nothing of a slot behind an undecided one. A
 slot whose token is then sure enough counts as decided for the next: a step commits the whole of a
@@ -51,6 +52,9 @@ class Strength:
 MAX_TOKENS_A_WORD = 8
 """Tokens beyond the longest context that are read for the beginning of the word at the cursor."""
 
+FOLLOWING_TOKENS = 4
+"""Tokens behind a hole that a token may reach into."""
+
 
 class NGrams:
     """Weighs what documents repeat, for one checkpoint."""
@@ -87,7 +91,7 @@ class NGrams:
                 context = self._left_of(sequence, (), 0)
                 written = len(sequence.committed) - len(sequence.fill.typed)
                 counts = self.counts(seen, context, written, len(sequence.fill.typed))
-                logits_V.copy_(self.posterior(logits_V, counts, may_end=False).log())
+                logits_V.copy_(self.posterior(logits_V, counts, b"", may_end=False).log())
 
     def reread(self, start: Sequence, text: Items[int], log_probs: Items[float]) -> list[float]:
         """A causal reading of `text` behind a sequence's prefix, log-probabilities (nats) of its
@@ -114,10 +118,11 @@ class NGrams:
         may_end = params.length is None and all(
             canvas[later] in (mask_id, end_id) for later in range(slot, hole.stop)
         )
+        following = self.following(sequence, hole)
         goes_on = params.policy == "threshold" and params.steps is None and not params.temperature
         while slot < hole.stop and canvas[slot] == mask_id:
             counts = self._counts_at(sequence, canvas, hole, slot)
-            posterior = self.posterior(logits_CV[slot], counts, may_end=may_end)
+            posterior = self.posterior(logits_CV[slot], counts, following, may_end=may_end)
             logits_CV[slot] = posterior.log()
             # As the sampler will see it, which may be in half precision.
             highest, token = (value.item() for value in logits_CV[slot].max(dim=-1))
@@ -185,24 +190,71 @@ class NGrams:
                     count[token] += 1
         return counts
 
-    def posterior(self, logits_V: Tensor, counts: Items[Counter[int]], *, may_end: bool) -> Tensor:
-        """Probabilities (V,) of a slot's tokens, from the denoiser's logits and `counts`."""
+    def posterior(
+        self, logits_V: Tensor, counts: Items[Counter[int]], following: bytes, *, may_end: bool
+    ) -> Tensor:
+        """Probabilities (V,) of a slot's tokens, from the denoiser's logits and `counts`, in a hole
+        before `following`."""
         logits = logits_V.float().masked_fill(self.vocabulary.forbidden, float("-inf"))
-        end_id = self.vocabulary.end_id
-        end = logits.softmax(dim=-1)[end_id]
-        logits[end_id] = float("-inf")  # apart: beside a sure end all others would round to 0
-        prior = logits.softmax(dim=-1)
+        if not may_end:
+            logits[self.vocabulary.end_id] = float("-inf")
+        denoiser = logits.softmax(dim=-1)
+        posterior = denoiser.clone()
         for each, count in zip(self.strengths, counts, strict=False):
             if count:
                 weight = each.strength * len(count)
-                prior *= weight / (count.total() + weight)
-                seen = torch.tensor(list(count), device=prior.device)
-                gain = torch.tensor(list(count.values()), device=prior.device)
-                prior[seen] += gain / (count.total() + weight)
-        if may_end:
-            prior *= 1 - end
-            prior[end_id] = end
-        return prior
+                posterior *= weight / (count.total() + weight)
+                shared = self.shared(count, denoiser, following)
+                seen = torch.tensor(list(shared), device=posterior.device)
+                gain = torch.tensor(list(shared.values()), device=posterior.device)
+                posterior[seen] += gain / (count.total() + weight)
+        # Other holes end elsewhere: what follows there is no reason for this one not to end here.
+        end_id = self.vocabulary.end_id
+        end = torch.maximum(denoiser[end_id], posterior[end_id])
+        posterior *= torch.where(end < 1, (1 - end) / (1 - posterior[end_id]), 0.0)
+        posterior[end_id] = end
+        return posterior
+
+    def shared(self, count: Counter[int], denoiser_V: Tensor, following: bytes) -> dict[int, float]:
+        """The counts, each divided between its token and what of that the hole would hold, as the
+        denoiser thinks.
+
+        A document does not tell where a hole in it ends: of what follows the hole it has seen that
+        it comes next, and that is as true when the hole ends here.
+        """
+        shared: dict[int, float] = {}
+        within = [self._within(token, following) for token in count]
+        chances = denoiser_V[list(count)].tolist()
+        others = denoiser_V[[0 if token is None else token for token in within]].tolist()
+        for (token, number), inner, chance, other in zip(
+            count.items(), within, chances, others, strict=True
+        ):
+            share = 1.0 if inner is None or not other else chance / (chance + other)
+            shared[token] = shared.get(token, 0.0) + share * number
+            if inner is not None:
+                shared[inner] = shared.get(inner, 0.0) + (1 - share) * number
+        return shared
+
+    def _within(self, token: int, following: bytes) -> int | None:
+        """What a hole holds of a token that runs over its right edge, into what follows: the end,
+        where that is nothing. None where it does not."""
+        text = self._token_bytes[token]
+        if not following:
+            return None
+        if following.startswith(text):
+            return self.vocabulary.end_id
+        edge = next((i for i in range(1, len(text)) if following.startswith(text[i:])), None)
+        return None if edge is None else self._first_token(text[:edge])
+
+    def following(self, sequence: Sequence, hole: range) -> bytes:
+        """What stands behind a hole, as far as a token may reach."""
+        layout = sequence.layout
+        index = layout.holes().index(hole)
+        if index < len(layout.between):
+            ids = layout.between[index][:FOLLOWING_TOKENS]
+        else:
+            ids = sequence.fill.suffix[: -FOLLOWING_TOKENS - 1 : -1]
+        return b"".join(self._token_bytes[i] for i in ids)
 
     def _first_token(self, rest: bytes) -> int | None:
         """What the rest of a token begins with when it is read by itself, as behind a cursor; None

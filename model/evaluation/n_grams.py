@@ -50,9 +50,11 @@ class Place:
     file: str
     is_first: bool
     """Whether it is the hole's first slot, cut at the cursor."""
+    is_end: bool
+    """Whether the hole ends there."""
     chance: float
-    """The denoiser's, of the true token, given that the hole does not end here."""
-    counts: tuple[tuple[int, int, int], ...]
+    """The denoiser's, of the true token, or of the hole's end where it ends."""
+    counts: tuple[tuple[float, int, int], ...]
     """For each order: occurrences before the true token, all of them, different tokens."""
 
 
@@ -100,6 +102,7 @@ def run(args: argparse.Namespace) -> Figures:
         "of these the first behind the cursor": _compared(
             [place for place in rest if place.is_first], strengths
         ),
+        "of these the ends": _compared([place for place in rest if place.is_end], strengths),
     }
     write_report(args.out, {"figures": figures, "circumstances": circumstances(args)})
     if args.save:
@@ -200,7 +203,8 @@ def _places_of(
             n_grams.text(after, precedes_hole=False),
         ),
     )
-    chosen = draw.sample(range(len(truth)), min(len(truth), PLACES))
+    targets = [*truth, vocabulary.end_id]
+    chosen = draw.sample(range(len(targets)), min(len(targets), PLACES))
     batch = [
         Sequence.of(
             fill,
@@ -219,15 +223,19 @@ def _places_of(
     slot_of = {id(sequence): slot for sequence, slot in zip(batch, chosen, strict=True)}
     for sequence, logits_CV in zip(opened, logits, strict=True):
         slot = slot_of[id(sequence)]
-        counts = n_grams.counts_at(sequence, slot)
-        prior = n_grams.posterior(logits_CV[slot], (), may_end=False)
+        following = n_grams.following(sequence, sequence.layout.holes()[0])
+        denoiser_V = n_grams.posterior(logits_CV[slot], (), following, may_end=True)
+        found = [
+            (n_grams.shared(c, denoiser_V, following).get(targets[slot], 0.0), c.total(), len(c))
+            for c in n_grams.counts_at(sequence, slot)
+        ]
         places.append(
             Place(
-                hole.source.name,
-                slot == 0,
-                prior[truth[slot]].item(),
-                tuple((c[truth[slot]], c.total(), len(c)) for c in counts)
-                + ((0, 0, 0),) * (len(ORDERS) - len(counts)),
+                file=hole.source.name,
+                is_first=slot == 0,
+                is_end=slot == len(truth),
+                chance=denoiser_V[targets[slot]].item(),
+                counts=tuple(found) + ((0, 0, 0),) * (len(ORDERS) - len(found)),
             )
         )
         runner.close_context(sequence)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from math import log
+from types import EllipsisType
 
 import pytest
 import torch
@@ -144,21 +145,56 @@ class TestPosterior:
         a, b, c = tokenizer.encode("a")[0], tokenizer.encode("b")[0], tokenizer.encode("c")[0]
         logits = torch.full((tokenizer.vocab_size,), float("-inf"))
         logits[[a, b, vocabulary.end_id]] = torch.tensor([0.6, 0.2, 0.2]).log()
-        found = n_grams.posterior(logits, [Counter({b: 3, c: 1}), Counter({c: 2})], may_end=True)
-        prior = {a: 0.75, b: 0.25, c: 0.0}
+        found = n_grams.posterior(
+            logits, [Counter({b: 3, c: 1}), Counter({c: 2})], b"", may_end=True
+        )
+        prior = {a: 0.6, b: 0.2, c: 0.0, vocabulary.end_id: 0.2}
         first = {w: ({b: 3, c: 1}.get(w, 0) + 8 * p) / 12 for w, p in prior.items()}
         second = {w: ({c: 2}.get(w, 0) + 2 * p) / 4 for w, p in first.items()}
-        for token, chance in second.items():
-            assert found[token].item() == pytest.approx(0.8 * chance)
-        assert found[vocabulary.end_id].item() == pytest.approx(0.2), "the end stays as it was"
+        for token in (a, b, c):  # the end keeps its chance, and the others share what is left
+            chance = second[token] * 0.8 / (1 - second[vocabulary.end_id])
+            assert found[token].item() == pytest.approx(chance)
+        assert found[vocabulary.end_id].item() == pytest.approx(0.2)
         assert found.sum().item() == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        ("following", "seen", "inner"),
+        [
+            ("\n    return", "\n    ", None),  # the hole may end here
+            ("    return", "\n    ", "\n"),  # a line end that takes the indentation along
+            ("s", "numbers", "number"),
+            ("x", "numbers", ...),
+            ("", "\n    ", ...),
+        ],
+    )
+    def test_a_count_of_what_follows_the_hole_speaks_for_its_end_as_well(
+        self,
+        n_grams: NGrams,
+        vocabulary: Vocabulary,
+        tokenizer: CodeTokenizer,
+        following: str,
+        seen: str,
+        inner: str | EllipsisType | None,
+    ) -> None:
+        token, *more = tokenizer.encode(seen)
+        assert not more
+        denoiser = torch.zeros(tokenizer.vocab_size)
+        denoiser[token] = 0.1
+        count = Counter({token: 8})
+        if inner is ...:
+            assert n_grams.shared(count, denoiser, following.encode()) == {token: 8}
+            return
+        other = vocabulary.end_id if inner is None else tokenizer.encode(inner)[0]
+        denoiser[other] = 0.3
+        shared = n_grams.shared(count, denoiser, following.encode())
+        assert shared == {token: pytest.approx(2), other: pytest.approx(6)}
 
     def test_no_counts_correct_nothing(
         self, n_grams: NGrams, vocabulary: Vocabulary, tokenizer: CodeTokenizer
     ) -> None:
         logits = torch.randn(tokenizer.vocab_size, generator=torch.Generator().manual_seed(1))
         allowed = logits.masked_fill(vocabulary.forbidden, float("-inf"))
-        found = n_grams.posterior(logits, [], may_end=True)
+        found = n_grams.posterior(logits, [], b"", may_end=True)
         torch.testing.assert_close(found, allowed.softmax(-1))
 
     def test_a_sure_end_leaves_finite_chances(
@@ -166,14 +202,14 @@ class TestPosterior:
     ) -> None:
         logits = torch.zeros(tokenizer.vocab_size)
         logits[vocabulary.end_id] = 1e4
-        found = n_grams.posterior(logits, [], may_end=True)
+        found = n_grams.posterior(logits, [], b"", may_end=True)
         assert found[vocabulary.end_id] == 1
         assert torch.isfinite(found).all()
 
     def test_where_the_hole_cannot_end_its_end_has_no_chance(
         self, n_grams: NGrams, vocabulary: Vocabulary, tokenizer: CodeTokenizer
     ) -> None:
-        found = n_grams.posterior(torch.zeros(tokenizer.vocab_size), [], may_end=False)
+        found = n_grams.posterior(torch.zeros(tokenizer.vocab_size), [], b"", may_end=False)
         assert found[vocabulary.end_id] == 0
         assert found.sum().item() == pytest.approx(1)
 

@@ -11,6 +11,11 @@ from model.evaluation.__main__ import main
 from model.evaluation.n_grams import ORDERS, START, Place, fitted_strengths
 
 
+def place(chance: float, times: int) -> Place:
+    counts = ((times, 8, 2), (0, 0, 0), (0, 0, 0))
+    return Place(file="a", is_first=False, is_end=False, chance=chance, counts=counts)
+
+
 def drawn_places(trust: float) -> list[Place]:
     """Places whose true tokens were drawn from the corrected chances, order 1 alone having seen
     anything: of two tokens that followed it, one seven times."""
@@ -19,11 +24,10 @@ def drawn_places(trust: float) -> list[Place]:
         prior = draw.uniform(0.05, 0.6)
         chance = (7 + trust * 2 * prior) / (8 + trust * 2)
         is_it = draw.random() < chance
-        none = (0, 0, 0)
         if is_it:
-            places.append(Place("a", False, prior, ((7, 8, 2), none, none)))
+            places.append(place(prior, 7))
         else:  # one of all the others, as likely as not seen
-            places.append(Place("a", False, (1 - prior), ((1, 8, 2), none, none)))
+            places.append(place(1 - prior, 1))
     return places
 
 
