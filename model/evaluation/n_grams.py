@@ -4,7 +4,8 @@ Holes are cut into files that the model was not trained on. At a few places of e
 of the place decided as it truly was, the report compares the chance that the denoiser gives the
 true token with the chance after the document's n-grams have corrected it (`model.engine.n_grams`).
 The strengths that make the true tokens likeliest are fitted on half of the files and tried on the
-other half; `--save` writes them into the checkpoint, which uses them from then on.
+other half; `--save` writes them into the checkpoint, which uses them from then on. (The engine
+never lets n-grams speak against a hole's end; here they may, so ends look worse than they are.)
 """
 
 from __future__ import annotations
