@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A real file of this repository, and the rest of one of its lines.
-TRY ?= lsp_server/cli.py:379:22 --until 379:48
+TRY ?= lsp_server/cli.py:376:22 --until 376:48
 
 .PHONY: try test check vsix e2e gpu gpu-train clean
 

@@ -247,13 +247,10 @@ async def _fill(
     on_frame: api.FrameListener | None,
 ) -> Completion:
     """Complete in the document that `window` cuts contexts from; closes the completer."""
-    from lsp_server.completion import CHARS_PER_TOKEN, complete_context
+    from lsp_server.completion import complete_context, window_sizes
     from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 
-    context = window(
-        prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
-        suffix_chars=settings.context.suffix_tokens * CHARS_PER_TOKEN,
-    )
+    context = window(**window_sizes(settings))
     surroundings = window(prefix_chars=CHECKED_CHARS, suffix_chars=CHECKED_CHARS)
     try:
         return await complete_context(

@@ -141,6 +141,16 @@ def _untyped(candidate: Candidate, typed: str) -> Candidate:
     )
 
 
+def window_sizes(settings: Settings) -> dict[str, int]:
+    """How much `context_at` is to take: what the model reads, and what lies beyond."""
+    sizes = settings.context
+    return {
+        "prefix_chars": sizes.prefix_tokens * CHARS_PER_TOKEN,
+        "suffix_chars": sizes.suffix_tokens * CHARS_PER_TOKEN,
+        "far_chars": sizes.far_chars,
+    }
+
+
 def infill_request(
     context: InfillContext, settings: Settings, *, explicit: bool, document: str, client: str
 ) -> InfillRequest:

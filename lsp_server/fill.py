@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lsp_server.completion import (
-    CHARS_PER_TOKEN,
     Completion,
     Reason,
     complete_context,
     infill_request,
+    window_sizes,
 )
 from lsp_server.confidence import told
 from lsp_server.context import InfillContext, check_document, context_at, normalised
@@ -230,15 +230,12 @@ class Filler:
         return await self._engine.completer(started + wait_s - time.monotonic())
 
     async def _context(self, snapshot: Snapshot, start: int, end: int) -> InfillContext:
-        sizes = self._settings.context
         context = context_at(
             snapshot.text,
             start,
             end,
             language=snapshot.language,
-            prefix_chars=sizes.prefix_tokens * CHARS_PER_TOKEN,
-            suffix_chars=sizes.suffix_tokens * CHARS_PER_TOKEN,
-            far_chars=sizes.far_chars,
+            **window_sizes(self._settings),
         )
         return await with_related(context, snapshot, self._related, self._settings)
 

@@ -23,6 +23,7 @@ from lsp_server.completion import (
     Reason,
     Suggestion,
     complete_context,
+    window_sizes,
 )
 from lsp_server.context import DocumentError, InfillContext, check_document, context_at
 from lsp_server.related import OpenDocument, RelatedText
@@ -264,9 +265,7 @@ def model_context(snapshot: Snapshot, settings: Settings) -> InfillContext:
         snapshot.text,
         snapshot.offset,
         language=snapshot.language,
-        prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
-        suffix_chars=settings.context.suffix_tokens * CHARS_PER_TOKEN,
-        far_chars=settings.context.far_chars,
+        **window_sizes(settings),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from lsp_server.completion import CHARS_PER_TOKEN, infill_request
+from lsp_server.completion import infill_request, window_sizes
 from lsp_server.context import context_at
 from lsp_server.settings import Settings
 from model.api import Completer, InfillRequest
@@ -84,9 +84,7 @@ def request_for(event: Event) -> InfillRequest:
         event.text,
         event.cursor,
         language=event.language,
-        prefix_chars=settings.context.prefix_tokens * CHARS_PER_TOKEN,
-        suffix_chars=settings.context.suffix_tokens * CHARS_PER_TOKEN,
-        far_chars=settings.context.far_chars,
+        **window_sizes(settings),
     )
     return infill_request(
         context, settings, explicit=False, document=event.document, client="bench"

@@ -148,7 +148,7 @@ async def _complete_all(
     outcomes: list[Outcome], completer: api.Completer, holes: Sequence[Hole], rounds: int
 ) -> None:
     # The language server's packages, which a GPU box may lack.
-    from lsp_server.completion import CHARS_PER_TOKEN, complete_context
+    from lsp_server.completion import complete_context, window_sizes
     from lsp_server.context import context_at
     from lsp_server.settings import Settings
     from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
@@ -159,14 +159,7 @@ async def _complete_all(
         for hole in tqdm(holes, desc="completing", unit="hole", smoothing=0.1):
             language, text = hole.source.language, hole.source.text
             where: tuple[Any, ...] = (text, hole.start, hole.end)
-            sizes = settings.context
-            context = context_at(
-                *where,
-                language=language,
-                prefix_chars=sizes.prefix_tokens * CHARS_PER_TOKEN,
-                suffix_chars=sizes.suffix_tokens * CHARS_PER_TOKEN,
-                far_chars=sizes.far_chars,
-            )
+            context = context_at(*where, language=language, **window_sizes(settings))
             around = context_at(
                 *where, language=language, prefix_chars=CHECKED_CHARS, suffix_chars=CHECKED_CHARS
             )
