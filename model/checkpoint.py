@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from model.api import CheckpointError
 from model.denoiser import Denoiser, DenoiserConfig
-from model.families.configs import FAMILIES, TransformerConfig, read_config, read_json
+from model.families.configs import FAMILIES, read_config, read_json
 from model.families.tokenizer import OpenTokenizer
-from model.families.transformer import Transformer
 from model.families.weights import Convert, load_transformer
 from model.tokenizer import CodeTokenizer
+from model.transformer import Transformer, TransformerConfig
 
 MODEL_TYPE = "mezzotint"
 FORMAT_VERSION = 1

@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from model.engine.joint_runner import JointRunner
 from model.engine.sequence import Fill, SamplingParams, Sequence
-from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
 from model.families.tokenizer import OpenTokenizer
-from model.families.transformer import Transformer
 from model.infill import CanvasLayout
+from model.transformer import Transformer, TransformerConfig
 
 SLOTS, CONTEXT_TOKENS = 16, 512
 _TOKENIZER = """{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},

@@ -26,8 +26,8 @@ from model.attention import KeyValue
 from model.engine.runner import DecidedCanvas, is_out_of_memory
 from model.engine.sequence import Sequence
 from model.families.layout import OpenLayout
-from model.families.transformer import Transformer, visibility
 from model.infill import CANVAS_SIZES
+from model.transformer import Transformer, visibility
 
 ContextCache = Literal["none", "dual"]
 """What a full-attention model keeps of a context between steps."""

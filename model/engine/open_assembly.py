@@ -12,8 +12,8 @@ from model.engine.length import ExpandDelete, LearnedEnd, LengthPolicy, LengthSe
 from model.engine.sampler import Vocabulary
 from model.engine.sequence import Sequence
 from model.families.layout import OpenLayout
-from model.families.transformer import Transformer
 from model.infill import CANVAS_SIZES
+from model.transformer import Transformer
 
 
 def open_engine(model: Transformer, layout: OpenLayout, *, cache: ContextCache = "none") -> Engine:

@@ -8,67 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from model.api import CheckpointError
+from model.transformer import TransformerConfig
 
 CONFIG = "config.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransformerConfig:
-    """A decoder Transformer of the Llama kind, and the conventions it was trained with.
-
-    Raises `ValueError` on construction for sizes that do not go together.
-    """
-
-    model_type: str
-    vocab_size: int
-    """Rows of the embedding; a tokenizer may know fewer ids."""
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_size: int
-    max_positions: int
-    rope_theta: float
-    norm_eps: float
-    is_tied: bool | None
-    """Whether the embedding is the head as well, unless one is stored; None: nobody says."""
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    attention: Literal["full", "block-causal"] = "full"
-    block_size: int = 0
-    """Positions of a block that see each other and all before them; `block-causal` only."""
-    shifts_logits: bool
-    """Whether the logits at a position are those of the token *after* it."""
-    adds_bos: bool = False
-    """Whether a text starts with the tokenizer's beginning-of-sequence token, if it has one."""
-    adds_eos: bool = False
-    """Whether the text after a hole ends with the end-of-sequence token."""
-    mask_id: int | None = None
-    """From `config.json`; None: the tokenizer has to know."""
-    eos_id: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in (
-            "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
-            "ffn_size", "max_positions",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number above 0")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"the head dimension {self.head_dim} must be even for rotation")
-        if (self.attention == "block-causal") != (self.block_size > 0):
-            raise ValueError(f"attention {self.attention!r} with a block size {self.block_size}")
 
 
 def _from_hugging_face(raw: Mapping[str, Any], **conventions: Any) -> TransformerConfig:

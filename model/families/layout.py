@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.families.configs import TransformerConfig
 from model.families.tokenizer import OpenTokenizer
+from model.transformer import TransformerConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.api import CheckpointError
-from model.families.configs import TransformerConfig
+from model.transformer import TransformerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "int8": 1}
 """Of one weight of a layer, by dtype; embedding and head have two bytes at least."""

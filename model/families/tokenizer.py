@@ -15,8 +15,9 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from model.api import CheckpointError
-from model.families.configs import TransformerConfig, read_json
+from model.families.configs import read_json
 from model.families.vocabulary import TOKENIZER, tokenizer_json
+from model.transformer import TransformerConfig
 
 SETTINGS = "tokenizer_config.json"
 

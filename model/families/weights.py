@@ -19,8 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from model.api import CheckpointError
-from model.families.configs import TransformerConfig, read_json
-from model.families.transformer import Transformer
+from model.families.configs import read_json
+from model.transformer import Transformer, TransformerConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -24,14 +24,13 @@ from model.engine.eight_bits import Float8Linear, Int8Linear
 from model.engine.joint_runner import ContextCache
 from model.engine.n_grams import Strength
 from model.engine.open_assembly import canvas_slots, open_engine
-from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
 from model.families.memory import require_memory
 from model.families.tokenizer import OpenTokenizer
-from model.families.transformer import Transformer
 from model.infill import StreamLayout
 from model.serving.completer import EngineCompleter
 from model.tokenizer import CodeTokenizer
+from model.transformer import Transformer, TransformerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EIGHT_BITS = {"float8": Float8Linear, "int8": Int8Linear}

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from model.engine.joint_runner import IDLE_CONTEXTS, ContextCache, JointRunner
 from model.engine.sequence import Fill, SamplingParams, Sequence
-from model.families.configs import TransformerConfig
 from model.families.layout import OpenLayout
 from model.families.tokenizer import FillInTheMiddle
-from model.families.transformer import Transformer, visibility
 from model.infill import CanvasLayout
+from model.transformer import Transformer, TransformerConfig, visibility
 
 VOCAB, MASK, EOS = 40, 39, 38
 FULL = TransformerConfig(

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from model.api import CheckpointError
-from model.families.configs import TransformerConfig, read_config
+from model.families.configs import read_config
 from model.families.memory import WORKING_BYTES, bytes_needed, require_memory
 from model.families.weights import load_transformer
+from model.transformer import TransformerConfig
 
 DREAM_7B = TransformerConfig(
     model_type="Dream", vocab_size=152064, hidden_size=3584, num_layers=28, num_heads=28,

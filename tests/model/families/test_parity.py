@@ -17,9 +17,9 @@ from torch import Tensor
 from model.api import InfillRequest
 from model.families.configs import read_config
 from model.families.tokenizer import OpenTokenizer
-from model.families.transformer import visibility
 from model.families.weights import load_transformer
 from model.serving.loading import load_completer
+from model.transformer import visibility
 
 FAMILIES = ("Dream", "DreamOn", "llada", "qwen2", "a2d-qwen2", "sdar", "llama", "CoDA")
 BLOCKS = {"sdar": 4, "llama": 4}

@@ -11,8 +11,8 @@ from torch import nn
 
 from model.api import CheckpointError
 from model.families.configs import read_config
-from model.families.transformer import Transformer
 from model.families.weights import load_transformer
+from model.transformer import Transformer
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
