@@ -1,0 +1,1 @@
+"""The backbone on a device: torch or OpenVINO on a CPU, recorded graphs on CUDA."""
