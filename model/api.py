@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
-Policy = Literal["threshold", "entropy", "factor", "left-to-right", "autoregressive"]
-"""How a step chooses the slots it commits: all the sure ones, as many as an entropy bound allows,
-as many as their number allows, or the leftmost alone. `autoregressive` has no canvas: the same
-weights write token after token behind the prefix, and the suffix is not seen."""
+Policy = Literal["verified", "autoregressive", "threshold", "entropy", "factor", "left-to-right"]
+"""How tokens are decided. `verified`: drafts are made, and the backbone commits what it agrees
+with; `autoregressive`: the backbone alone, token after token, which gives the same text. The others
+fill a canvas without a backbone's verdict; a step commits all the sure slots, as many as an entropy
+bound allows, as many as their number allows, or the leftmost alone."""
 
-MAX_LENGTHS = 32
-"""Lengths that one request may try."""
-
-SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
-"""Directory of the checkpoint that comes with Mezzotint."""
+MAX_AVOIDED = 16
+"""Texts that one request may avoid."""
 
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@((?:(?!\.\.)[\w./-])+))?", re.ASCII)
 
@@ -99,10 +97,23 @@ class InfillRequest:
     """The most tokens a hole may take."""
     candidates: int = 1
     """How many different fills to try for; duplicates are merged, so fewer may come back."""
+    prefix_tokens: int = 768
+    """The most tokens of `prefix` that are read; whole lines go at its far edge."""
+    suffix_tokens: int = 128
+    """The most tokens of `suffix` that are read."""
+    max_lines: int | None = None
+    """Nothing after so many lines is wanted; the first is the line that the hole begins in."""
+    min_indent: int | None = None
+    """Nothing is wanted from the first further line on that is indented by fewer columns."""
+    avoid: tuple[str, ...] = ()
+    """The fill of a lone hole begins otherwise than these texts, if by one token only."""
+    draft: str = ""
+    """What the first hole may well hold, such as the rest of the last answer. It costs nothing
+    where it is wrong, and saves forwards where it is right."""
     steps: int | None = None
     """Fixed number of denoising steps for each canvas; None commits adaptively by `policy`."""
-    policy: Policy = "threshold"
-    """Which slots a step commits where `steps` does not say how many."""
+    policy: Policy | None = None
+    """How tokens are decided; None: `verified` where there is a backbone, else `threshold`."""
     threshold: float = 0.9
     """`threshold` policy: a step commits every slot whose top probability exceeds this, and the
     leftmost one (of an open checkpoint, as in the loops published with them, the surest)."""
@@ -118,11 +129,6 @@ class InfillRequest:
     length_of: str | None = None
     """The hole takes exactly as many tokens as this text. An oracle, for measuring what it costs
     that the length of a hole is unknown; `typed` and `between` must be empty."""
-    lengths: tuple[int, ...] = ()
-    """Further candidates, greedy as the first, that take just so many tokens each. Where a span
-    ends is what a small model knows least about it; of fills of several lengths `score` finds the
-    right one far oftener than the model ends it there (docs/experiments.md). A single hole only.
-    Such a candidate's `confidence` takes its length for granted."""
     temperature: float = 0.6
     """Sampling temperature of the candidates after the first, which is greedy unless `drawn`."""
     drawn: bool = False
@@ -140,18 +146,19 @@ class InfillRequest:
     first tokens as sure as they would have been."""
 
     before: str = ""
-    """More of the document, before `prefix`; no model reads it, but see `n_grams`. Lines end in
-    `\\n`."""
+    """More of the document, before `prefix`. No model reads it, but what it repeats is drafted.
+    Lines end in `\\n`."""
     after: str = ""
     """More of the document, after `suffix`; likewise."""
-    n_grams: bool = True
-    """Let what the document repeats weigh in (`model.engine.n_grams`), where the checkpoint says
-    how much."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("max_new_tokens", self.max_new_tokens, 1, 4096),
             ("candidates", self.candidates, 1, 16),
+            ("prefix_tokens", self.prefix_tokens, 16, 1 << 20),
+            ("suffix_tokens", self.suffix_tokens, 0, 1 << 20),
+            ("max_lines", 1 if self.max_lines is None else self.max_lines, 1, 4096),
+            ("min_indent", 0 if self.min_indent is None else self.min_indent, 0, 4096),
             ("steps", 1 if self.steps is None else self.steps, 1, 4096),
             ("threshold", self.threshold, 0.0, 1.0),
             ("entropy_bound", self.entropy_bound, 0.0, 1e3),
@@ -166,7 +173,7 @@ class InfillRequest:
                 raise InvalidRequestError(f"{name} is {value}; it must lie in {low}..{high}")
         if self.priority not in ("auto", "manual"):
             raise InvalidRequestError(f"priority is {self.priority!r}; use 'auto' or 'manual'")
-        if self.policy not in get_args(Policy):
+        if self.policy is not None and self.policy not in get_args(Policy):
             known = ", ".join(map(repr, get_args(Policy)))
             raise InvalidRequestError(f"policy is {self.policy!r}; use one of {known}")
         if self.length_of is not None and (not self.length_of or self.typed or self.between):
@@ -174,38 +181,26 @@ class InfillRequest:
                 "length_of must be a text of at least one character, for a single hole without "
                 "`typed`"
             )
-        self._check_lengths()
+        if len(self.avoid) > MAX_AVOIDED or (self.avoid and self.between):
+            raise InvalidRequestError(f"avoid takes at most {MAX_AVOIDED} texts, and a single hole")
         self._check_policy()
-
-    def _check_lengths(self) -> None:
-        """Raise `InvalidRequestError` for lengths that cannot be tried."""
-        if self.lengths and (self.between or self.length_of is not None):
-            raise InvalidRequestError("lengths takes a single hole whose length is unknown")
-        if len(self.lengths) > MAX_LENGTHS or not all(
-            1 <= length <= self.max_new_tokens for length in self.lengths
-        ):
-            raise InvalidRequestError(
-                f"lengths is {self.lengths}; at most {MAX_LENGTHS} numbers of tokens, each in "
-                f"1..max_new_tokens ({self.max_new_tokens})"
-            )
 
     def _check_policy(self) -> None:
         """Raise `InvalidRequestError` for parameters that do not go together."""
-        if self.steps is not None and self.policy != "threshold":
+        if self.steps is not None and self.policy not in (None, "threshold"):
             raise InvalidRequestError(
                 f"steps is {self.steps}; it already says how much a step commits, so leave out "
                 f"the policy {self.policy!r}"
             )
-        if self.policy == "autoregressive" and self.between:
-            raise InvalidRequestError(
-                "the policy 'autoregressive' never sees what follows a hole, so it fills one; "
-                "leave out `between`"
-            )
-        if self.remask is not None and self.policy in ("left-to-right", "autoregressive"):
+        if self.remask is not None and self.policy in (
+            "left-to-right",
+            "autoregressive",
+            "verified",
+        ):
             raise InvalidRequestError(
                 f"the policy {self.policy!r} never returns to a token; leave out `remask`"
             )
-        by_threshold = self.steps is None and self.policy == "threshold"
+        by_threshold = self.steps is None and self.policy in (None, "threshold")
         if self.remask is not None and by_threshold and self.remask > self.threshold:
             raise InvalidRequestError(
                 f"remask is {self.remask} and threshold {self.threshold}: what one commits, the "
@@ -228,10 +223,8 @@ class Candidate:
     probabilities: tuple[float, ...] = ()
     """Probability that each token, and each hole's end, was committed with."""
     score: float | None = None
-    """How well it leads on to what follows: the causal log-probability (nats) of the candidate's
-    tokens and of the first 8 after them, `n_grams` weighed in; of an open checkpoint, which reads
-    nothing causally, the mean log-probability that its tokens were committed with. None where there
-    was no other candidate to compare it with, or no time."""
+    """The mean log-probability (nats) that its tokens were committed with. None where there was no
+    other candidate to compare it with, or no time."""
     token_ends: tuple[int, ...] = ()
     """Where in `text` the token of each of the first `probabilities` ends, in characters: as many
     as the hole has tokens beyond `typed`. Empty where there are several holes."""
@@ -260,7 +253,7 @@ class InfillResult:
     """The best comes first, by `Candidate.score`; when the deadline cut them short, the greedy
     one does."""
     forwards: int
-    """Denoiser passes over a canvas."""
+    """Passes over a draft or a canvas."""
     tokens: int
     """Tokens in the candidates' fills, clamped ones not counted."""
     encoded_tokens: int
@@ -268,16 +261,22 @@ class InfillResult:
     ms: float
     """Time in the engine, in milliseconds."""
     context: ContextSize = ContextSize()
+    verified: bool = False
+    """Whether a backbone stands behind every token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The first candidate's canvas after one denoising step."""
+    """The first candidate after one step: its canvas, or the draft that was verified."""
 
     step: int
     """Steps that this canvas has had; 1 after its first."""
     slots: tuple[str | None, ...]
-    """Text of each canvas slot; None where it is still masked, "" where the span has ended."""
+    """Text of each slot of the canvas or the draft; None where it is still masked, "" where the
+    span has ended."""
+    accepted: int | None = None
+    """Slots, from the left, that the backbone agreed with; the next one, if there is one, it wrote
+    itself. None where nothing verifies."""
     text: str = ""
     """What is decided of the first hole, from its left edge on, earlier canvases included."""
     text_stays: bool = False

@@ -1,6 +1,6 @@
 """The wire format between `http_server` and `client`: JSON, one object a line, strictly decoded.
 
-    POST /infill   {"protocol": 6, "request": {…}, "frames": false}
+    POST /infill   {"protocol": 7, "request": {…}, "frames": false}
     answer         {"frame": {…}}*  then  {"result": {…}} or {"error": {"kind", "message"}}
 
 The objects are the dataclasses of `model.api`, field by field. Decoding accepts exactly their
@@ -28,7 +28,7 @@ from model.api import (
     SupersededError,
 )
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Raised whenever a peer of the version before would misread or refuse what we send."""
 
 HEARTBEAT_S = 2.0
