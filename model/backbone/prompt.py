@@ -75,8 +75,11 @@ class Prompt:
         heal = _healed(tokenizer, before)
         kept = before[: len(before) - heal]
         line_starts = _line_starts(tokenizer, kept)
-        start = _start_of_far(len(kept), prefix_tokens, line_starts)
-        border = _start_of_near(len(kept), start, line_starts)
+        # By the cursor's line: what is typed in it moves nothing.
+        start = _start_of_far(line_starts[-1], prefix_tokens, line_starts)
+        border = _start_of_near(line_starts[-1], start, line_starts)
+        start = max(start, len(kept) - prefix_tokens)  # a line longer than the budget
+        border = max(start, border)
         after, num_left = _whole_lines(tokenizer, suffix, suffix_tokens)
         far, near = kept[start:border], kept[border:]
         if after:
@@ -142,13 +145,13 @@ def _line_starts(tokenizer: PromptTokenizer, ids: Sequence[int]) -> list[int]:
 
 
 def _start_of_far(count: int, budget: int, line_starts: Sequence[int]) -> int:
-    """Tokens to drop at the far edge: a multiple of a large step, up to the next line."""
+    """Tokens to drop at the far edge: a multiple of a large step, up to the next line. `count` is
+    where the cursor's line begins."""
     if count <= budget:
         return 0
     step = max(budget // FAR_STEPS, 1)
-    least = -(-(count - budget) // step) * step
-    # One line longer than all that may be read is cut where it must be.
-    return next((start for start in line_starts if least <= start <= least + step), least)
+    least = min(-(-(count - budget) // step) * step, count)
+    return next(start for start in line_starts if start >= least)
 
 
 def _start_of_near(count: int, start: int, line_starts: Sequence[int]) -> int:
