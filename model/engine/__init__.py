@@ -1,5 +1,5 @@
-"""The denoising engine: token ids in, filled canvases out. It never sees text.
+"""The engine: token ids in, filled holes out. It never sees text.
 
-engine -> scheduler (who takes part in the next step) -> model_runner (contexts from the cache,
-one forward) -> sampler (which slots to commit), until no slot is masked.
+engine -> scheduler (who takes part in the next step) -> the model's decoder: `draft` (drafts that a
+backbone verifies) or `canvas` (slots that a denoiser fills alone), on a runner of `run`.
 """

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 
 from model.api import EngineOverloadedError
-from model.engine.sequence import Fill, Sequence
+from model.engine.fill import Fill, Sequence
 
 RECOVERY_STEPS = 64
 """Steps without running out of memory after which a batch may be larger by one again."""
@@ -112,10 +112,10 @@ class Scheduler:
 
 def _may_join(batch: list[Sequence], sequence: Sequence) -> bool:
     """Whether the canvases, padded to the widest of them, stay at least half real."""
-    sizes = [len(s.canvas) for s in batch if not s.is_autoregressive]
-    if not sizes or sequence.is_autoregressive:  # it has no canvas
+    sizes = [s.width for s in batch if s.width]
+    if not sizes or not sequence.width:
         return True
-    size, widest = len(sequence.canvas), max(sizes)
+    size, widest = sequence.width, max(sizes)
     if size > widest and batch[0].fill.urgent and not sequence.fill.urgent:
         return False
     return (len(sizes) + 1) * max(size, widest) <= 2 * (sum(sizes) + size)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from model.denoiser import DenoiserConfig
+from model.engine.cache.page_tree import PAGE_SIZE
 from model.engine.kernels import reference
 from model.engine.kernels.reference import PagedStreams, Rotations, SlotBeliefs
-from model.engine.kv_cache import PAGE_SIZE
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import KeyValue, canvas_attention, rotate
-from model.engine.sampler import entropy_of
+from model.engine.canvas.sampler import entropy_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import random
 import torch
 
 from model.denoiser import Denoiser, Role
-from model.engine.sequence import Fill, SamplingParams, Sequence
-from model.infill import CanvasLayout
+from model.engine.canvas.sequence import Fill, SamplingParams, Sequence
+from model.engine.canvas.layout import CanvasLayout
 
 
 def stream(seed: int, num_tokens: int) -> list[int]:

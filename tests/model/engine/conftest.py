@@ -12,7 +12,7 @@ import torch
 from model.denoiser import Denoiser
 from model.engine.assembly import engine_for
 from model.engine.engine import Engine
-from model.engine.page_pool import page_bytes
+from model.engine.cache.page_pool import page_bytes
 from model.tokenizer import CodeTokenizer
 
 # importlib mode, in which pytest runs, leaves the tests' own helpers out.

@@ -19,8 +19,8 @@ from model.api import (
 )
 from model.denoiser import Denoiser, Role
 from model.engine.engine import Engine
-from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
-from model.infill import CanvasLayout, prefix_stream, suffix_stream
+from model.engine.canvas.sequence import Fill, FilledHoles, SamplingParams, Sequence
+from model.engine.canvas.layout import CanvasLayout, prefix_stream, suffix_stream
 from model.tokenizer import CodeTokenizer
 
 TIMEOUT_S = 120

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from model.api import EngineOverloadedError
 from model.engine.scheduler import RECOVERY_STEPS, Scheduler
-from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
-from model.infill import CanvasLayout
+from model.engine.canvas.sequence import Fill, FilledHoles, SamplingParams, Sequence
+from model.engine.canvas.layout import CanvasLayout
 
 GREEDY = SamplingParams()
 DONE = FilledHoles(((),), (1.0,), True)
@@ -208,6 +208,6 @@ class TestFills:
 
 
 def test_the_book_keeping_imports_no_torch() -> None:
-    imports = "import sys, model.engine.scheduler, model.engine.kv_cache"
+    imports = "import sys, model.engine.scheduler, model.engine.cache.page_tree"
     code = f"{imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

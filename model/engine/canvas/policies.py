@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.engine.sequence import SamplingParams
+from model.engine.canvas.sequence import CanvasParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class PerRow:
         return merged
 
 
-def policy_of(params: Items[SamplingParams], device: torch.device) -> UnmaskPolicy:
+def policy_of(params: Items[CanvasParams], device: torch.device) -> UnmaskPolicy:
     """The policy of a batch, one row a `params`."""
 
     def column(values: list[float]) -> Tensor:
@@ -209,7 +209,7 @@ def policy_of(params: Items[SamplingParams], device: torch.device) -> UnmaskPoli
     return PerRow(policies, column([distinct.index(kind) for kind in kinds]))
 
 
-def _kind(params: SamplingParams) -> str:
+def _kind(params: CanvasParams) -> str:
     if params.steps is not None:
         return "fixed"
     if params.policy == "threshold" and params.at_least == "surest":

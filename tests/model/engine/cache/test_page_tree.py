@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from model.engine.kv_cache import PAGE_SIZE, PageTable, PageTree, shared_length
+from model.engine.cache.page_tree import PAGE_SIZE, PageTable, PageTree, shared_length
 
 PREFIX, SUFFIX = 0, 1
 NUM_PAGES = 8

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.engine.joint_runner import IDLE_CONTEXTS, ContextCache, JointRunner
-from model.engine.sequence import Fill, SamplingParams, Sequence
+from model.engine.run.joint_runner import IDLE_CONTEXTS, ContextCache, JointRunner
+from model.engine.canvas.sequence import Fill, SamplingParams, Sequence
 from model.families.layout import OpenLayout
 from model.families.tokenizer import FillInTheMiddle
-from model.infill import CanvasLayout
+from model.engine.canvas.layout import CanvasLayout
 from model.transformer import Transformer, TransformerConfig, visibility
 
 VOCAB, MASK, EOS = 40, 39, 38

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.api import InvalidRequestError
 from model.engine.engine import Engine
-from model.engine.length import (
+from model.engine.canvas.length import (
     ExpandDelete,
     LearnedEnd,
     LengthPolicy,
@@ -18,9 +18,9 @@ from model.engine.length import (
     expected_confidence,
     mean_log_probability,
 )
-from model.engine.sampler import Vocabulary
-from model.engine.sequence import Fill, FilledHoles, SamplingParams, Sequence
-from model.infill import CanvasLayout
+from model.engine.canvas.sampler import Vocabulary
+from model.engine.canvas.sequence import Fill, FilledHoles, SamplingParams, Sequence
+from model.engine.canvas.layout import CanvasLayout
 
 V, MASK, END, DELETE, EXPAND = 20, 19, 18, 17, 16
 TIMEOUT_S = 60

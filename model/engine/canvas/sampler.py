@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.policies import OpenSlots, UnmaskPolicy, policy_of
-from model.engine.sequence import SamplingParams, Sequence
-from model.tokenizer import CodeTokenizer
+from model.engine.canvas.policies import OpenSlots, UnmaskPolicy, policy_of
+from model.engine.canvas.sequence import CanvasParams, CanvasSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,23 +30,11 @@ class Vocabulary:
     forbidden: Tensor
     """(V,) bool: ids that are never generated."""
 
-    @classmethod
-    def of(cls, tokenizer: CodeTokenizer, vocab_size: int, device: torch.device) -> Vocabulary:
-        """What `tokenizer` says of them; of all special tokens only `<eom>` is generated."""
-        forbidden = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        forbidden[list(tokenizer.special_ids - {tokenizer.end_id})] = True
-        return cls(
-            mask_id=tokenizer.mask_id,
-            end_id=tokenizer.end_id,
-            special_ids=tokenizer.special_ids,
-            forbidden=forbidden,
-        )
-
 
 class SamplingRows:
     """How each row of a batch draws its tokens. Stays the same while the batch does."""
 
-    def __init__(self, params: Items[SamplingParams], device: torch.device) -> None:
+    def __init__(self, params: Items[CanvasParams], device: torch.device) -> None:
         self.policy: UnmaskPolicy = policy_of(params, device)
         self.draws = any(p.temperature > 0 for p in params)
         self.cuts = self.draws and any(p.top_p < 1 for p in params)
@@ -82,7 +69,7 @@ class CanvasBatch:
     rows: SamplingRows
 
     @classmethod
-    def of(cls, batch: Items[Sequence], end_id: int, device: torch.device) -> CanvasBatch:
+    def of(cls, batch: Items[CanvasSequence], end_id: int, device: torch.device) -> CanvasBatch:
         """The canvases of sequences, as they stand."""
         size = max(len(s.canvas) for s in batch)
 

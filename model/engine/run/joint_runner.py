@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import KeyValue
-from model.engine.runner import DecidedCanvas, is_out_of_memory
-from model.engine.sequence import Sequence
+from model.engine.canvas.layout import CANVAS_SIZES
+from model.engine.canvas.sequence import CanvasSequence
+from model.engine.run.memory import is_out_of_memory
 from model.families.layout import OpenLayout
-from model.infill import CANVAS_SIZES
 from model.transformer import Transformer, visibility
 
 ContextCache = Literal["none", "dual"]
@@ -73,7 +73,7 @@ class _Row:
 
 
 class JointRunner:
-    """An open model, and what it keeps of running sequences. A `Runner`."""
+    """An open model, and what it keeps of running sequences."""
 
     def __init__(
         self, model: Transformer, layout: OpenLayout, *, cache: ContextCache = "none"
@@ -124,39 +124,18 @@ class JointRunner:
         self._kept.clear()
         self._idle.clear()
 
-    def open_contexts(self, batch: Items[Sequence]) -> list[Sequence]:
-        """See `Runner.open_contexts`; a context is read in the forwards themselves."""
-        return list(batch)
-
-    def close_context(self, sequence: Sequence) -> None:
-        """See `Runner.close_context`."""
+    def close_context(self, sequence: CanvasSequence) -> None:
+        """A sequence is done, or its streams change. Idempotent."""
         kept = self._kept.pop(id(sequence), None)
         if kept is not None and not self._is_full:
             # What is the beginning of another one adds nothing to it.
             self._idle = [k for k in self._idle if _shared(k.ids, kept.ids) < k.length]
             self._idle = [*self._idle, kept][-IDLE_CONTEXTS:]
 
-    def decides(self, sequence: Sequence) -> bool:
-        """See `Runner.decides`: the sampler does."""
-        return False
-
-    def decide(self, batch: Items[Sequence], num_steps: int) -> list[DecidedCanvas]:
-        """Never called: `decides` is False."""
-        raise NotImplementedError
-
-    def next_logits(self, batch: Items[Sequence]) -> Tensor:
-        """Never called: the length policies refuse autoregressive decoding."""
-        raise NotImplementedError
-
-    def causal_log_probs(
-        self, sequence: Sequence, continuations: Items[Items[int]]
-    ) -> list[list[float]]:
-        """Never called: the length policies of these models rank without it."""
-        raise NotImplementedError
-
     @torch.inference_mode()
-    def denoise(self, batch: Items[Sequence]) -> Tensor:
-        """See `Runner.denoise`. The last id of V is the engine's own and gets -inf."""
+    def denoise(self, batch: Items[CanvasSequence]) -> Tensor:
+        """Logits (B, C, V) of canvases; what lies behind a smaller one means nothing. The last id
+        of V is the engine's own and gets -inf."""
         rows = [self._row(s) for s in batch]
         try:
             hidden, caches = self._forward(rows)
@@ -183,7 +162,7 @@ class JointRunner:
 
     # ---- what a step runs ------------------------------------------------------------------
 
-    def _row(self, sequence: Sequence) -> _Row:
+    def _row(self, sequence: CanvasSequence) -> _Row:
         num_committed = min(len(sequence.committed), len(sequence.prefix) - 1)
         left, right = self.layout.around(sequence.prefix, sequence.suffix, num_committed)
         canvas = sequence.canvas
@@ -198,7 +177,7 @@ class JointRunner:
         return _Row(left, right, [*left[first:], *canvas, *behind], first, sources, kept)
 
     def _usable(
-        self, sequence: Sequence, left: list[int], canvas: list[int], right: list[int]
+        self, sequence: CanvasSequence, left: list[int], canvas: list[int], right: list[int]
     ) -> _Kept | None:
         """What is kept and still holds."""
         kept = self._kept.get(id(sequence))
@@ -221,7 +200,7 @@ class JointRunner:
             return None
         return _Kept(left[:most], [_cut(pair, slice(0, most)) for pair in found.caches])
 
-    def _keep(self, sequence: Sequence, row: _Row, new: list[KeyValue]) -> None:
+    def _keep(self, sequence: CanvasSequence, row: _Row, new: list[KeyValue]) -> None:
         """Take over from a step's keys and values (1, G, L, D) what the next can use."""
         if not self._is_full:
             self._kept[id(sequence)] = self._with_blocks(row, new)

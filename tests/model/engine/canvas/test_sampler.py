@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.policies import (
+from model.engine.canvas.policies import (
     EntropyBoundPolicy,
     FactorPolicy,
     FixedStepsPolicy,
@@ -15,8 +15,8 @@ from model.engine.policies import (
     UnmaskPolicy,
     policy_of,
 )
-from model.engine.sampler import CanvasBatch, SamplingRows, Vocabulary, decide, pick
-from model.engine.sequence import SamplingParams
+from model.engine.canvas.sampler import CanvasBatch, SamplingRows, Vocabulary, decide, pick
+from model.engine.canvas.sequence import SamplingParams
 
 CPU = torch.device("cpu")
 MASK, END, OTHER_SPECIAL = 0, 1, 2

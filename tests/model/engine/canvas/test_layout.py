@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.api import InvalidRequestError
-from model.infill import (
+from model.engine.canvas.layout import (
     CANVAS_SIZES,
     MIN_CONTEXT_CHUNK,
     CanvasLayout,

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+from model.engine.canvas.decoder import CanvasDecoder
+from model.engine.canvas.layout import CANVAS_SIZES
+from model.engine.canvas.length import ExpandDelete, LearnedEnd, LengthPolicy, LengthSearch
+from model.engine.canvas.sampler import Vocabulary
+from model.engine.canvas.sequence import CanvasSequence
 from model.engine.engine import Engine
-from model.engine.joint_runner import ContextCache, JointRunner
-from model.engine.length import ExpandDelete, LearnedEnd, LengthPolicy, LengthSearch
-from model.engine.sampler import Vocabulary
-from model.engine.sequence import Sequence
+from model.engine.run.joint_runner import ContextCache, JointRunner
 from model.families.layout import OpenLayout
-from model.infill import CANVAS_SIZES
 from model.transformer import Transformer
 
 
@@ -20,11 +21,11 @@ def open_engine(model: Transformer, layout: OpenLayout, *, cache: ContextCache =
     """An engine around an open checkpoint's model, where the model is."""
     length = _length_policy(layout)
     runner = JointRunner(model, layout, cache=cache)
-    return Engine(runner, _vocabulary(layout, length, runner.device), length)
+    return Engine(CanvasDecoder(runner, _vocabulary(layout, length, runner.device), length))
 
 
-def canvas_slots(layout: OpenLayout) -> Callable[[Sequence], int]:
-    """`Fill.canvas_slots` of a model: all there may be, or those up to its block's edge."""
+def canvas_slots(layout: OpenLayout) -> Callable[[CanvasSequence], int]:
+    """`CanvasFill.canvas_slots` of a model: all there may be, or those up to its block's edge."""
     if layout.config.attention == "full":
         return lambda _: CANVAS_SIZES[-1]
     return lambda s: layout.slots_to_edge(s.prefix, s.suffix, len(s.committed))
@@ -33,7 +34,7 @@ def canvas_slots(layout: OpenLayout) -> Callable[[Sequence], int]:
 def _length_policy(layout: OpenLayout) -> LengthPolicy:
     tokenizer = layout.tokenizer
     if layout.config.attention == "block-causal":
-        return LearnedEnd(is_causal=False)
+        return LearnedEnd()
     if tokenizer.expand_id is not None and tokenizer.eos_id is not None:
         return ExpandDelete(tokenizer.expand_id, tokenizer.eos_id)
     return LengthSearch()

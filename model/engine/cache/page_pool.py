@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.attention import KeyValue
 from model.denoiser import DenoiserConfig
-from model.engine.kv_cache import PAGE_SIZE, PageTable
+from model.engine.cache.page_tree import PAGE_SIZE, PageTable
 
 
 def page_bytes(config: DenoiserConfig, dtype: torch.dtype) -> int:

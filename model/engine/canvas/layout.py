@@ -1,26 +1,20 @@
-"""The one infill layout: context streams on both sides of a canvas. Training and engine share it.
+"""Canvases, and the text around them: which slots belong to which hole.
 
     document:   a b c ┆ hole ┆ x y z
-    prefix stream:    <lang> <file> a b c          read towards the hole
-    suffix stream:    <lang> </file> z y x         read towards the hole, from the other side
-    canvas:           one slot a token of the hole, then <eom> up to the canvas's end
-
-Both streams start at their far edge and end beside the hole, so typing *appends* to the prefix
-stream and leaves the suffix stream alone; a stream is causal, so what it held stays valid.
+    prefix:     a b c          the nearest token last
+    suffix:     z y x          the nearest token last, too
 
 With several holes the text between them lies in the canvas, clamped:
 
-    canvas:           hole hole <eom> <eom> │ between │ hole <eom> <eom>
+    canvas:     hole hole <end> <end> │ between │ hole <end> <end>
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from model.api import InvalidRequestError
-from model.tokenizer import CodeTokenizer
 
 CANVAS_SIZES = (16, 32, 64, 128)
 """Slots of a canvas. Few sizes, so that an engine can prepare for each."""
@@ -29,50 +23,6 @@ MIN_CONTEXT_CHUNK = 128
 """A stream over its limit loses at least this many tokens at its far edge at once: a window that
 slid by one token a keystroke would have to be encoded anew on every keystroke. (A stream of a
 smaller limit than twice this loses half of itself.)"""
-
-
-def prefix_stream(
-    tokenizer: CodeTokenizer, ids: Sequence[int], language: str, *, starts_file: bool
-) -> list[int]:
-    """The prefix stream of the tokens before the hole."""
-    edge = [tokenizer.file_start_id] if starts_file else []
-    return [tokenizer.language_id(language), *edge, *ids]
-
-
-def suffix_stream(
-    tokenizer: CodeTokenizer, ids: Sequence[int], language: str, *, ends_file: bool
-) -> list[int]:
-    """The suffix stream of the tokens after the hole (given in document order)."""
-    edge = [tokenizer.file_end_id] if ends_file else []
-    return [tokenizer.language_id(language), *edge, *reversed(ids)]
-
-
-class Layout(Protocol):
-    """How a model wants the text around a hole: as two streams that end beside it, each beginning
-    with one token that stays when the stream is shortened."""
-
-    def prefix_stream(self, ids: Sequence[int], language: str, *, starts_file: bool) -> list[int]:
-        """The prefix stream of the tokens before the hole."""
-        ...
-
-    def suffix_stream(self, ids: Sequence[int], language: str, *, ends_file: bool) -> list[int]:
-        """The suffix stream of the tokens after the hole, which are given in document order."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StreamLayout:
-    """The `Layout` of our own model."""
-
-    tokenizer: CodeTokenizer
-
-    def prefix_stream(self, ids: Sequence[int], language: str, *, starts_file: bool) -> list[int]:
-        """See `Layout.prefix_stream`."""
-        return prefix_stream(self.tokenizer, ids, language, starts_file=starts_file)
-
-    def suffix_stream(self, ids: Sequence[int], language: str, *, ends_file: bool) -> list[int]:
-        """See `Layout.suffix_stream`."""
-        return suffix_stream(self.tokenizer, ids, language, ends_file=ends_file)
 
 
 def tokens_to_drop(num_tokens: int, limit: int) -> int:
@@ -171,24 +121,3 @@ class CanvasLayout:
         ids[: len(typed)] = typed
         clamped[: len(typed)] = [True] * len(typed)
         return ids, clamped
-
-    def target(self, holes: Sequence[Sequence[int]], end_id: int) -> tuple[list[int], list[float]]:
-        """The finished canvas (ids, weights) for the true `holes`: what training aims at.
-
-        A hole longer than its slots is cut and has no `<eom>`. The weight of a slot is its share
-        of the loss: 1 for a token and for the first `<eom>`; the `<eom>` after it count as one
-        token together, or a short hole in a long canvas would teach little else than its end;
-        0 for clamped text.
-        """
-        ids: list[int] = []
-        weights: list[float] = []
-        for index, count in enumerate(self.slots):
-            tokens = list(holes[index][:count])
-            rest = count - len(tokens)
-            ids += tokens + [end_id] * rest
-            weights += [1.0] * len(tokens) + [1.0] * min(rest, 1)
-            weights += [1.0 / (rest - 1)] * (rest - 1) if rest > 1 else []
-            if index < len(self.between):
-                ids += self.between[index]
-                weights += [0.0] * len(self.between[index])
-        return ids, weights

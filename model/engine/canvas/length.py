@@ -1,7 +1,6 @@
 """How long a hole is: three ways to find out, behind one `LengthPolicy`.
 
-* `LearnedEnd`: the model writes an end (ours writes `<eom>`, block-causal ones their
-  end-of-sequence token).
+* `LearnedEnd`: the model writes an end, as block-causal ones write their end-of-sequence token.
 * `ExpandDelete`: masks split and vanish (DreamOn).
 * `LengthSearch`: the model knows nothing of the length of a hole, so several are tried side by
   side. Where nothing follows, it writes its end.
@@ -13,15 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from math import exp, log
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from model.api import InvalidRequestError
-from model.engine.sampler import Vocabulary
-from model.engine.sequence import FilledHoles, SamplingParams, Sequence
-from model.infill import CANVAS_SIZES, CanvasLayout
+from model.engine.canvas.layout import CANVAS_SIZES, CanvasLayout
+from model.engine.canvas.sampler import Vocabulary
+from model.engine.canvas.sequence import CanvasParams, CanvasSequence
+from model.engine.fill import FilledHoles
 
 
 class LengthPolicy(ABC):
@@ -30,32 +29,29 @@ class LengthPolicy(ABC):
 
     __slots__ = ()
 
-    ranks_by_reading: bool = False
-    """Whether finished candidates are ranked by a causal reading (`ranking`)."""
-
     @abstractmethod
     def candidates(
         self,
-        params: Items[SamplingParams],
+        params: Items[CanvasParams],
         layout: CanvasLayout,
         max_new_tokens: int,
         follows: bool,
-    ) -> tuple[SamplingParams, ...]:
+    ) -> tuple[CanvasParams, ...]:
         """The candidates to run for those that are asked for, in the holes of `layout`, of
         `max_new_tokens` each at most; `follows` says whether there is any text behind the first
         hole. Raises `InvalidRequestError`."""
 
-    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:  # noqa: B027
+    def look(self, batch: Items[CanvasSequence], logits_BCV: Tensor) -> None:  # noqa: B027
         """See a step's logits before anything is decided; may forbid tokens, in place."""
 
-    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:  # noqa: B027
+    def revise(self, sequence: CanvasSequence, vocabulary: Vocabulary) -> None:  # noqa: B027
         """Change the slots of a canvas after a step's decisions."""
 
-    def gives_up(self, sequence: Sequence) -> bool:
+    def gives_up(self, sequence: CanvasSequence) -> bool:
         """Whether a candidate is not worth another step."""
         return False
 
-    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
+    def best_first(self, sequences: Items[CanvasSequence]) -> list[CanvasSequence]:
         """The candidates of a fill, in the order in which they are handed back."""
         return _surest_first(sequences)
 
@@ -63,25 +59,15 @@ class LengthPolicy(ABC):
 class LearnedEnd(LengthPolicy):
     """The model itself ends a span."""
 
-    def __init__(self, *, is_causal: bool = True) -> None:
-        """`is_causal`: the model's prefix stream alone can be read token by token."""
-        self.ranks_by_reading = self._is_causal = is_causal
-
     def candidates(
         self,
-        params: Items[SamplingParams],
+        params: Items[CanvasParams],
         layout: CanvasLayout,
         max_new_tokens: int,
         follows: bool,
-    ) -> tuple[SamplingParams, ...]:
+    ) -> tuple[CanvasParams, ...]:
         """See `LengthPolicy.candidates`."""
-        if not self._is_causal:
-            _refuse_autoregressive(params)
         return tuple(params)
-
-    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
-        """See `LengthPolicy.best_first`."""
-        return list(sequences) if self._is_causal else super().best_first(sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +85,19 @@ class ExpandDelete(LengthPolicy):
 
     def candidates(
         self,
-        params: Items[SamplingParams],
+        params: Items[CanvasParams],
         layout: CanvasLayout,
         max_new_tokens: int,
         follows: bool,
-    ) -> tuple[SamplingParams, ...]:
+    ) -> tuple[CanvasParams, ...]:
         """See `LengthPolicy.candidates`."""
-        _refuse_autoregressive(params)
         start = min(self.start, _most_slots(layout, max_new_tokens))
         return tuple(
             replace(p, length=start, length_is="start") if p.length is None else p for p in params
         )
 
     @torch.inference_mode()
-    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
+    def look(self, batch: Items[CanvasSequence], logits_BCV: Tensor) -> None:
         """See `LengthPolicy.look`."""
         for row, sequence in enumerate(batch):
             if not self._resizes(sequence):
@@ -120,7 +105,7 @@ class ExpandDelete(LengthPolicy):
             elif not self._may_expand(sequence):
                 logits_BCV[row, :, self.expand_id] = float("-inf")
 
-    def revise(self, sequence: Sequence, vocabulary: Vocabulary) -> None:
+    def revise(self, sequence: CanvasSequence, vocabulary: Vocabulary) -> None:
         """See `LengthPolicy.revise`."""
         if not self._resizes(sequence):
             return
@@ -139,7 +124,7 @@ class ExpandDelete(LengthPolicy):
         _replace_slots(sequence, changed, counts)
 
     def _revised(
-        self, sequence: Sequence, hole: list[_Slot], room: int, vocabulary: Vocabulary
+        self, sequence: CanvasSequence, hole: list[_Slot], room: int, vocabulary: Vocabulary
     ) -> list[_Slot]:
         """A hole's slots after splits and deletions; `room` is how many the canvas can take."""
         room = min(room, sequence.fill.max_new_tokens - len(hole))
@@ -158,10 +143,10 @@ class ExpandDelete(LengthPolicy):
                 revised.append(slot)
         return revised
 
-    def _resizes(self, sequence: Sequence) -> bool:
+    def _resizes(self, sequence: CanvasSequence) -> bool:
         return sequence.params.length_is == "start"
 
-    def _may_expand(self, sequence: Sequence) -> bool:
+    def _may_expand(self, sequence: CanvasSequence) -> bool:
         steps = sequence.params.steps
         is_last = steps is not None and sequence.step >= steps - 1
         return (
@@ -188,17 +173,16 @@ class LengthSearch(LengthPolicy):
 
     def candidates(
         self,
-        params: Items[SamplingParams],
+        params: Items[CanvasParams],
         layout: CanvasLayout,
         max_new_tokens: int,
         follows: bool,
-    ) -> tuple[SamplingParams, ...]:
+    ) -> tuple[CanvasParams, ...]:
         """See `LengthPolicy.candidates`. Several wanted fills are fills of several lengths, all
         greedy."""
-        _refuse_autoregressive(params)
         if not follows:
             return tuple(params)
-        tried: list[SamplingParams] = []
+        tried: list[CanvasParams] = []
         if greedy := [p for p in params if p.length is None][:1]:
             most = _most_slots(layout, max_new_tokens)
             lengths = [n for n in self.lengths if n <= most]
@@ -206,7 +190,7 @@ class LengthSearch(LengthPolicy):
         return (*tried, *(p for p in params if p.length is not None))
 
     @torch.inference_mode()
-    def look(self, batch: Items[Sequence], logits_BCV: Tensor) -> None:
+    def look(self, batch: Items[CanvasSequence], logits_BCV: Tensor) -> None:
         """See `LengthPolicy.look`."""
         for row, sequence in enumerate(batch):
             if sequence.length_score is None and sequence.params.length_is == "tried":
@@ -215,16 +199,17 @@ class LengthSearch(LengthPolicy):
                 length = sequence.params.length or 1
                 sequence.length_score = surest / expected_confidence(length)
 
-    def gives_up(self, sequence: Sequence) -> bool:
+    def gives_up(self, sequence: CanvasSequence) -> bool:
         """See `LengthPolicy.gives_up`."""
         score, fill = sequence.length_score, sequence.fill
-        rivals = [s.length_score for s in fill.sequences if s.params.length_is == "tried"]
+        others = cast("Items[CanvasSequence]", fill.sequences)
+        rivals = [s.length_score for s in others if s.params.length_is == "tried"]
         if score is None or None in rivals:
             return False
         better = sum(rival is not None and rival > score for rival in rivals)
         return better >= max(self.num_kept, fill.num_wanted or 0)
 
-    def best_first(self, sequences: Items[Sequence]) -> list[Sequence]:
+    def best_first(self, sequences: Items[CanvasSequence]) -> list[CanvasSequence]:
         """See `LengthPolicy.best_first`. Before the end, those with the best first step lead."""
         by_promise = sorted(sequences, key=lambda s: -(s.length_score or 0.0))
         return _surest_first([s for s in by_promise if not self.gives_up(s)])
@@ -243,7 +228,7 @@ def mean_log_probability(output: FilledHoles) -> float:
     return sum(log(max(p, 1e-30)) for p in output.probabilities) / len(output.probabilities)
 
 
-def _surest_first(sequences: Items[Sequence]) -> list[Sequence]:
+def _surest_first(sequences: Items[CanvasSequence]) -> list[CanvasSequence]:
     """By `mean_log_probability`, which becomes the score, once all are done."""
     scores = [mean_log_probability(s.output) for s in sequences if s.output is not None]
     if len(scores) < max(len(sequences), 2):
@@ -253,13 +238,6 @@ def _surest_first(sequences: Items[Sequence]) -> list[Sequence]:
         sequence.output = replace(sequence.output, score=score)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return [sequences[index] for index in order]
-
-
-def _refuse_autoregressive(params: Items[SamplingParams]) -> None:
-    if any(p.policy == "autoregressive" for p in params):
-        raise InvalidRequestError(
-            "this checkpoint has no causal reading; leave out the policy 'autoregressive'"
-        )
 
 
 def _most_slots(layout: CanvasLayout, max_new_tokens: int) -> int:
@@ -275,12 +253,12 @@ class _Slot(NamedTuple):
     confidence: float
 
 
-def _slots(sequence: Sequence) -> list[_Slot]:
+def _slots(sequence: CanvasSequence) -> list[_Slot]:
     columns = (sequence.canvas, sequence.clamped, sequence.fixed, sequence.confidences)
     return [_Slot(*row) for row in zip(*columns, strict=True)]
 
 
-def _replace_slots(sequence: Sequence, slots: list[_Slot], counts: list[int]) -> None:
+def _replace_slots(sequence: CanvasSequence, slots: list[_Slot], counts: list[int]) -> None:
     """Give a canvas these slots, so many in each hole."""
     if len(counts) == 1:
         sequence.params = replace(sequence.params, length=counts[0])

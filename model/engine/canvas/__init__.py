@@ -1,0 +1,1 @@
+"""Canvases: slots that a denoiser fills over a few steps, without a backbone's verdict."""

@@ -1,0 +1,1 @@
+"""Drafts, and the backbone's verdict on them."""
