@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _DELEGATED = {
     "serve": "model.serving.__main__",
-    "download": "model.families.__main__",
+    "download": "model.backbone.__main__",
     "train": "model.training.__main__",
     "evaluate": "model.evaluation.__main__",
     "bench": "model.benchmarks.__main__",
@@ -104,7 +104,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
     _add_complete(commands.add_parser("complete", help="complete at a place in a file"))
     commands.add_parser("serve", help="the HTTP engine", add_help=False)
-    commands.add_parser("download", help="fetch an open checkpoint from the hub", add_help=False)
+    commands.add_parser("download", help="get a model onto this machine", add_help=False)
     commands.add_parser("train", help="train a model on folders of code", add_help=False)
     commands.add_parser("evaluate", help="measure how good the model is", add_help=False)
     commands.add_parser("bench", help="measure how fast the engine is", add_help=False)

@@ -463,7 +463,7 @@ def test_lsp_says_that_a_port_is_taken(capsys: pytest.CaptureFixture[str]):
     ("command", "module"),
     [
         ("serve", "model.serving.__main__"),
-        ("download", "model.families.__main__"),
+        ("download", "model.backbone.__main__"),
         ("train", "model.training.__main__"),
         ("bench", "model.benchmarks.__main__"),
     ],
