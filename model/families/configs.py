@@ -6,6 +6,7 @@ whether a position predicts itself or its successor, and how text around a hole 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -141,12 +142,46 @@ def read_config(directory: Path) -> TransformerConfig:
             f"{file} has model_type {raw.get('model_type')!r}; known are "
             + ", ".join(map(repr, ("mezzotint", *FAMILIES)))
         )
+    return _described(file, raw, family)
+
+
+def _described(
+    file: Path, raw: Mapping[str, Any], family: Callable[[Mapping[str, Any]], TransformerConfig]
+) -> TransformerConfig:
     try:
         return family(raw)
     except KeyError as error:
         raise CheckpointError(f"{file} lacks the key {error}") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file} describes no model that runs here: {error}") from error
+
+
+CAUSAL = {"Qwen2ForCausalLM": _qwen2, "LlamaForCausalLM": _llama}
+"""Of each architecture that `model.backbone` reads, the family with the same keys."""
+
+
+def is_causal(raw: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a causal model, as far as it tells: converted diffusion
+    models keep the architecture's name, but have blocks or a mask token."""
+    architectures = raw.get("architectures") or []
+    has_own = raw.get("block_size") or raw.get("mask_token_id") is not None
+    return any(name in CAUSAL for name in architectures) and not has_own
+
+
+def read_causal_config(directory: Path) -> TransformerConfig:
+    """The configuration of a causal checkpoint. Raises `CheckpointError`."""
+    file = directory / CONFIG
+    raw = read_json(file)
+    architectures = raw.get("architectures") or []
+    family = next((CAUSAL[name] for name in architectures if name in CAUSAL), None)
+    if family is None:
+        raise CheckpointError(
+            f"{file} has architectures {architectures!r}; known are {', '.join(CAUSAL)}"
+        )
+    config = _described(file, raw, family)
+    return dataclasses.replace(
+        config, attention="causal", block_size=0, shifts_logits=True, adds_bos=False
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:

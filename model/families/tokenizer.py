@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from model.api import CheckpointError
 from model.families.configs import read_json
-from model.families.vocabulary import TOKENIZER, tokenizer_json
+from model.families.vocabulary import ADDED, TOKENIZER, tokenizer_json
 from model.transformer import TransformerConfig
 
 SETTINGS = "tokenizer_config.json"
@@ -53,9 +53,9 @@ class OpenTokenizer:
         self, tokenizer_json: str, settings: dict[str, Any], config: TransformerConfig
     ) -> None:
         """`settings` are those of `tokenizer_config.json`. Raises `CheckpointError`."""
-        self._texts = _all_special(tokenizer_json)
+        self._texts = all_special(tokenizer_json)
         self._texts.encode_special_tokens = True
-        self._templates = _all_special(tokenizer_json)
+        self._templates = all_special(tokenizer_json)
         self.vocab_size = config.vocab_size + 1
         """The model's ids, and one that only the engine uses."""
         self.no_token_id = config.vocab_size
@@ -147,7 +147,21 @@ class OpenTokenizer:
         return None
 
 
-def _all_special(tokenizer_json: str) -> Tokenizer:
+def has_mask_token(directory: Path) -> bool:
+    """Whether a checkpoint's tokenizer has a mask token, by its settings or by a name that the
+    families use. Raises `CheckpointError` for files that are not readable JSON."""
+    settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
+    if settings.get("mask_token"):
+        return True
+    files = (TOKENIZER, ADDED)
+    found = [read_json(directory / name) for name in files if (directory / name).is_file()]
+    names = {token["content"] for content in found for token in content.get("added_tokens", ())}
+    names |= {token["content"] for token in settings.get("added_tokens_decoder", {}).values()}
+    names.update(*(content.keys() for content in found))
+    return not names.isdisjoint(MASK_NAMES)
+
+
+def all_special(tokenizer_json: str) -> Tokenizer:
     """The tokenizer with every added token special: Qwen's, for one, would find its literal
     `<|fim_prefix|>` in a text otherwise."""
     content = json.loads(tokenizer_json)

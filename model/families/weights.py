@@ -8,7 +8,7 @@ time goes to the device. Nothing else is opened: a pickle could run code.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,22 +82,34 @@ def load_transformer(
     return model.requires_grad_(False).eval()
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights, by name. Raises `CheckpointError`."""
+    listed = _weight_map(directory)
+    return [directory / name for name in (sorted(set(listed.values())) if listed else [SINGLE])]
+
+
+def _weight_map(directory: Path) -> dict[str, str] | None:
+    """The file of every tensor, where an index lists them."""
+    index = directory / INDEX
+    if not index.is_file():
+        return None
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
+        raise CheckpointError(f"{index} lacks the object 'weight_map'")
+    return listed
+
+
 def _open(stack: ExitStack, directory: Path) -> dict[str, Any]:
     """The opened file of every stored tensor, by the tensor's name."""
-    index = directory / INDEX
-    listed: dict[str, str] | None = None
-    if index.is_file():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
-            raise CheckpointError(f"{index} lacks the object 'weight_map'")
-        names = sorted(set(listed.values()))
-    else:
-        names = [SINGLE]
+    listed = _weight_map(directory)
+    names = sorted(set(listed.values())) if listed is not None else [SINGLE]
     files = {name: _opened(stack, directory, name, names) for name in names}
     found = {tensor: file for file in files.values() for tensor in file.keys()}  # noqa: SIM118
     for tensor, name in (listed or {}).items():
         if found.get(tensor) is not files[name]:
-            raise CheckpointError(f"{index} says that {name} holds {tensor}; it does not")
+            raise CheckpointError(
+                f"{directory / INDEX} says that {name} holds {tensor}; it does not"
+            )
     return found
 
 
@@ -136,25 +148,37 @@ def _check(
 ) -> None:
     """Raise `CheckpointError` unless the tensors are those of the model, in shape as well."""
     expected = {
-        stored_name(name, config.model_type): list(parameter.shape)
+        stored_name(name, config.model_type): tuple(parameter.shape)
         for name, parameter in model.named_parameters()
     }
     if is_tied:
         del expected[stored_name("head.weight", config.model_type)]
     found = {
-        name: file.get_slice(name).get_shape()
+        name: tuple(file.get_slice(name).get_shape())
         for name, file in stored.items()
         if not _RECOMPUTED.search(name)
     }
+    check_shapes(directory, expected, found)
+
+
+def check_shapes(
+    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise `CheckpointError` unless a checkpoint has the tensors of the model, no more, no less,
+    in their shapes."""
     wrong = [
-        f"{name} should have shape {expected.get(name, 'none at all')}, "
-        f"found {found.get(name, 'nothing')}"
+        f"{name} should have shape {_shape(expected, name, 'none at all')}, "
+        f"found {_shape(found, name, 'nothing')}"
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{directory}: tensor " + "; tensor ".join(wrong[:3]) + more)
+        raise CheckpointError(f"{path}: tensor " + "; tensor ".join(wrong[:3]) + more)
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, otherwise: str) -> str:
+    return str(list(shapes[name])) if name in shapes else otherwise
 
 
 def _fill(

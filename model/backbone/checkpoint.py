@@ -1,0 +1,105 @@
+"""A GGUF file or a Hugging Face folder -> the backbone: a frozen causal Transformer and its
+tokenizer.
+
+Nothing of a checkpoint is run: weights are read as numbers, the tokenizer as data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.api import CheckpointError
+from model.backbone import gguf_model
+from model.backbone.gguf_file import MAGIC, SUFFIX, GgufFile
+from model.backbone.tokenizer import BackboneTokenizer
+from model.families.configs import CONFIG, is_causal, read_causal_config, read_json
+from model.families.tokenizer import SETTINGS, has_mask_token
+from model.families.weights import load_transformer, weight_files
+from model.transformer import Transformer
+
+TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A causal language model of code, as its file has it."""
+
+    model: Transformer
+    tokenizer: BackboneTokenizer
+    path: Path
+    digest: str
+    """SHA-256 of the file, or of a folder's weight files one after the other."""
+    chat_template: str | None
+    """The Jinja template of conversations, if the checkpoint has one."""
+
+
+def is_backbone(path: Path) -> bool:
+    """Whether `path` is what `load_backbone` reads: a GGUF file (or one named so), or a Hugging
+    Face folder of a causal model. One with a mask token is a diffusion model, of the families."""
+    if path.is_file():
+        return path.suffix == SUFFIX or _starts_with(path, MAGIC)
+    if not (path / CONFIG).is_file():
+        return False
+    try:
+        return is_causal(read_json(path / CONFIG)) and not has_mask_token(path)
+    except CheckpointError:
+        return False
+
+
+def load_backbone(
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Read a backbone onto `device`, in `dtype`. Raises `CheckpointError`."""
+    if not path.exists():
+        raise CheckpointError(f"there is no model at {path}; `mezzotint download` fetches one")
+    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to the others
+        if path.is_file():
+            file = GgufFile(path)
+            config = gguf_model.read_config(file)
+            tokenizer = BackboneTokenizer.from_gguf(file, config)
+            digest = beside.submit(digest_of, [path])
+            model = gguf_model.load_transformer(file, config, device=device, dtype=dtype)
+            template = file.metadata.get("tokenizer.chat_template")
+        else:
+            config = read_causal_config(path)
+            tokenizer = BackboneTokenizer.from_directory(path, config)
+            digest = beside.submit(digest_of, weight_files(path))
+            model = load_transformer(path, config, device=device, dtype=dtype)
+            template = _template_in(path)
+        return Backbone(model, tokenizer, path, digest.result(), template)
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 of the files' content, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
+
+
+def _template_in(directory: Path) -> str | None:
+    """A file of its own, or an entry of the tokenizer's settings, which may hold several."""
+    if (directory / TEMPLATE).is_file():
+        return (directory / TEMPLATE).read_text(encoding="utf-8")
+    if not (directory / SETTINGS).is_file():
+        return None
+    found = read_json(directory / SETTINGS).get("chat_template")
+    if isinstance(found, list):
+        found = next((entry["template"] for entry in found if entry["name"] == "default"), None)
+    return found if isinstance(found, str) else None
