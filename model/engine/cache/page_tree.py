@@ -1,9 +1,9 @@
 """Book-keeping of the context cache: which page holds the keys and values of which tokens.
 
-A prefix tree, one root a role. A node is a page of up to `PAGE_SIZE` tokens that continue its
+A prefix tree. A node is a page of up to `PAGE_SIZE` tokens that continue its
 parent's, which is full; streams are causal, so all streams that begin alike share their pages:
 
-    stream 1   [lang file def add] [( a , b] [) :]      one more token goes into the last page
+    stream 1   [a class of def add] [( a , b] [) :]     one more token goes into the last page
     stream 2             "             "     [* c)      parts inside it: its first tokens are copied
 
 What was written in a page never changes, and a stream reads a page only up to its own length. So a
@@ -59,7 +59,6 @@ class Reservation:
     the last one may be another stream's, from which tokens are to be copied."""
     new_pages: tuple[int, ...]
     """The pages of `table` that held something else until now, or nothing."""
-    role: int
     tokens: tuple[int, ...]
 
 
@@ -68,9 +67,9 @@ class PageTree:
 
     def __init__(self, num_pages: int) -> None:
         if num_pages < 2:
-            raise ValueError(f"num_pages is {num_pages}; a fill needs two, one for each stream")
+            raise ValueError(f"num_pages is {num_pages}; a stream needs two")
         self.num_pages = num_pages
-        self._roots: dict[int, _Node] = {}
+        self._root = _Node()
         # In the order of their last use, every page after its continuations.
         self._nodes: OrderedDict[int, _Node] = OrderedDict()
         self._free = list(reversed(range(num_pages)))
@@ -82,7 +81,11 @@ class PageTree:
         """Pages that hold something, in use or not."""
         return len(self._nodes)
 
-    def reserve(self, role: int, tokens: Sequence[int]) -> Reservation | None:
+    def cached_length(self, tokens: Sequence[int]) -> int:
+        """How many of a stream's first tokens are cached."""
+        return self._match(tokens)[1]
+
+    def reserve(self, tokens: Sequence[int]) -> Reservation | None:
         """Find what is cached of a stream and make room for the rest.
 
         None when the pages in use leave too little room; then nothing has changed. Else the caller
@@ -91,7 +94,7 @@ class PageTree:
         if not tokens:
             raise ValueError("a stream has at least one token")
         assert self._pending is None, "the last reservation is still open"
-        path, num_cached, source = self._match(role, tokens)
+        path, num_cached, source = self._match(tokens)
         missing = _num_pages(len(tokens)) - len(path)
         self._pin(path)
         pages = self._allocate(missing, spare=source)
@@ -106,7 +109,6 @@ class PageTree:
             PageTable((*own, *pages), len(tokens)),
             PageTable(own if source is None else (*own, source.page), num_cached),
             tuple(pages),
-            role,
             tuple(tokens),
         )
         return self._pending
@@ -115,7 +117,7 @@ class PageTree:
         """The stream is encoded: later ones may share it. `release` its table in the end."""
         pages = reservation.table.pages
         num_old = len(pages) - len(reservation.new_pages)
-        parent = self._roots.setdefault(reservation.role, _Node())
+        parent = self._root
         for index, page in enumerate(pages):
             start = index * PAGE_SIZE
             tokens = list(reservation.tokens[start : start + PAGE_SIZE])
@@ -153,7 +155,7 @@ class PageTree:
         users = Counter(page for table in open_tables for page in table.pages)
         assert users.keys() <= self._nodes.keys(), "an open stream reads a page that is not held"
         assert self._num_in_use == len(users), f"{self._num_in_use} pages in use, not {len(users)}"
-        num_linked = sum(len(root.children) for root in self._roots.values())
+        num_linked = len(self._root.children)
         seen: set[_Node] = set()
         for page, node in self._nodes.items():
             assert node.page == page, f"page {page} is filed as {node.page}"
@@ -163,18 +165,17 @@ class PageTree:
             _check_children(node)
             seen.add(node)
             num_linked += len(node.children)
-        for root in self._roots.values():
-            _check_children(root)
+        _check_children(self._root)
         assert num_linked == len(self._nodes), "a page hangs on no tree"
 
-    def _match(self, role: int, tokens: Sequence[int]) -> tuple[list[_Node], int, _Node | None]:
+    def _match(self, tokens: Sequence[int]) -> tuple[list[_Node], int, _Node | None]:
         """Pages that the stream can use as they are, how many of its tokens are cached, and the
         page of which it shares only the first tokens."""
         path: list[_Node] = []
-        parent = self._roots.get(role)
+        parent = self._root
         for start in range(0, len(tokens), PAGE_SIZE):
             wanted = tokens[start : start + PAGE_SIZE]
-            children = list[_Node]() if parent is None else parent.children
+            children = parent.children
             node = max(children, key=lambda n: shared_length(n.tokens, wanted), default=None)
             shared = 0 if node is None else shared_length(node.tokens, wanted)
             if node is None or not shared:

@@ -1,0 +1,293 @@
+"""Draft and verify: the backbone reads what was drafted, and commits what it agrees with.
+
+One forward reads the tokens that are decided but unread and, behind them, the drafts. At each of
+these the backbone says what it would have written; as far as that is what was drafted, it is
+decided at once, and the first token that differs is decided, too: what comes out is what the
+backbone alone would write, in fewer forwards (Leviathan et al., arXiv 2211.17192; a tree of drafts
+as in SpecInfer, arXiv 2305.09781).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from math import log, prod
+from typing import cast
+
+from model.api import InvalidRequestError
+from model.engine.draft.choice import BackboneVocabulary, Place, chosen
+from model.engine.draft.drafters import Drafter
+from model.engine.draft.stream import BackboneFill, Stream
+from model.engine.draft.tree import DraftTree
+from model.engine.fill import Fill, FilledHoles, Sequence, fills_of, tell
+from model.engine.run.backbone_runner import BackboneRunner, NewRows
+
+CHUNK = 128
+"""Tokens of a prompt that are read at a time: a request can be cancelled between two."""
+FEW_ROWS = 16
+"""Streams with more unread tokens than this do not share a forward with others."""
+DRAFT_ROWS = 7
+"""Drafted tokens of a forward where nobody has measured what rows cost."""
+ROW_TOLERANCE = 1.35
+"""A forward with drafts may take so many times as long as one of a single token."""
+
+NOT_FINITE = "the backbone produced non-finite logits"
+
+
+class ByteVocabulary:
+    """Which tokens a text in bytes may begin with, and what each stands for."""
+
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        allowed_after: Callable[[bytes], Items[int]],
+        beginnings_of: Callable[[bytes], Items[int]],
+    ) -> None:
+        """`allowed_after` gives the tokens that can begin a text which begins with these bytes;
+        `beginnings_of` those that these bytes begin with."""
+        self.token_bytes, self.allowed_after = token_bytes, allowed_after
+        self.beginnings_of = beginnings_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A stream's part of a forward: what is unread, and the drafts behind it."""
+
+    stream: Stream
+    unread: list[int]
+    tree: DraftTree
+
+    def rows(self) -> NewRows:
+        count = len(self.unread)
+        parents = [*range(-1, count - 1), *(count + parent for parent in self.tree.parents)]
+        return NewRows(
+            self.stream,
+            [*self.unread, *self.tree.tokens],
+            parents,
+            num_logits=1 + len(self.tree.tokens),
+        )
+
+
+class VerifyingDecoder:
+    """A `Decoder` of a backbone."""
+
+    def __init__(
+        self,
+        runner: BackboneRunner,
+        vocabulary: BackboneVocabulary,
+        in_bytes: ByteVocabulary,
+        drafters: Items[Drafter],
+    ) -> None:
+        """`drafters`: those that come first are believed more."""
+        self.runner, self.vocabulary = runner, vocabulary
+        self._in_bytes = in_bytes
+        self._drafters = drafters
+        self.draft_rows = affordable_rows(runner.forward.costs)
+
+    def check(self, fill: Fill) -> None:
+        """See `Decoder.check`."""
+        fill = cast("BackboneFill", fill)
+        if not fill.params or not fill.prompt:
+            raise InvalidRequestError("a fill needs a candidate, and a prompt of at least a token")
+        vocab_size = self.runner.forward.config.vocab_size
+        for ids in (fill.prompt, fill.guess):
+            if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise InvalidRequestError(f"token ids must lie in 0..{vocab_size - 1}")
+        room = self.runner.max_context - fill.max_new_tokens
+        if len(fill.prompt) > room:
+            raise InvalidRequestError(
+                f"the prompt has {len(fill.prompt)} tokens; with {fill.max_new_tokens} more this "
+                f"engine reads at most {room}"
+            )
+
+    def start(self, fill: Fill) -> list[Stream]:
+        """See `Decoder.start`."""
+        fill = cast("BackboneFill", fill)
+        return [
+            Stream(fill=fill, params=params, ids=list(fill.prompt), rest=fill.heal)
+            for params in fill.params
+        ]
+
+    def step(self, batch: Items[Sequence]) -> None:
+        """See `Decoder.step`: of the streams that have read their prompts a verdict, and of one of
+        the others the next chunk."""
+        streams = cast("list[Stream]", batch)
+        for stream in streams:
+            self.runner.open(stream)
+        if ready := [s for s in streams if s.unread <= FEW_ROWS]:
+            self._verify(ready)
+        reading = [s for s in streams if s.unread > FEW_ROWS and s.table is not None]
+        for stream in reading[1:]:
+            self.runner.close(stream)  # candidates of one prompt find it once the first has read it
+        if reading:
+            self._read(reading[0])
+
+    def outputs(self, fill: Fill) -> list[FilledHoles]:
+        """See `Decoder.outputs`: by mean log-probability, once all are done."""
+        streams = cast("list[Stream]", fill.sequences)
+        outputs = [s.output or s.as_it_stands(finished=False) for s in streams]
+        if len(outputs) < 2 or not fill.is_done:
+            return outputs
+        scored = [replace(o, score=_mean_log_probability(o)) for o in outputs]
+        return sorted(scored, key=lambda output: -(output.score or 0.0))
+
+    def leave(self, sequence: Sequence) -> None:
+        """See `Decoder.leave`."""
+        self.runner.close(cast("Stream", sequence))
+
+    def check_integrity(self) -> None:
+        """See `Decoder.check_integrity`."""
+        self.runner.check_integrity()
+
+    def drop_cache(self) -> None:
+        """See `Decoder.drop_cache`."""
+        self.runner.drop_cache()
+
+    # ---- a step ----------------------------------------------------------------------------
+
+    def _read(self, stream: Stream) -> None:
+        """Read more of a prompt; with its last tokens something is decided, too."""
+        if stream.unread <= CHUNK:
+            self._verify([stream])
+            return
+        start = len(stream.ids) - stream.unread
+        tokens = stream.ids[start : start + CHUNK]
+        self._count(stream, CHUNK)
+        self.runner.run([NewRows(stream, tokens, list(range(-1, CHUNK - 1)), num_logits=0)])
+        self.runner.keep(0, range(CHUNK))
+
+    def _count(self, stream: Stream, num_rows: int) -> None:
+        """Count the tokens of the context that are read now and that no cache held."""
+        start = len(stream.ids) - stream.unread
+        end = min(start + num_rows, len(stream.fill.prompt))
+        stream.fill.encoded_tokens += max(end - max(start, stream.num_cached), 0)
+
+    def _verify(self, streams: list[Stream]) -> None:
+        """One forward over unread tokens and drafts, and what the backbone makes of them."""
+        readings = [
+            _Reading(stream, stream.ids[len(stream.ids) - stream.unread :], tree)
+            for stream, tree in zip(streams, self._trees(streams), strict=True)
+        ]
+        places = [list(self._places(reading)) for reading in readings]
+        for stream in streams:
+            self._count(stream, stream.unread)
+        logits = self.runner.run([reading.rows() for reading in readings])
+        for fill in fills_of(streams):
+            fill.forwards += 1
+        for index, (reading, its_places) in enumerate(zip(readings, places, strict=True)):
+            choices = chosen(logits[index], its_places, self.vocabulary)
+            kept = self._take(reading, choices)
+            if reading.stream.error is None:
+                num_unread = len(reading.unread)
+                self.runner.keep(index, [*range(num_unread), *(num_unread + n for n in kept)])
+                self._take_stock(reading.stream)
+
+    def _trees(self, streams: list[Stream]) -> list[DraftTree]:
+        """What is drafted of each stream."""
+        branches: list[list[list[int]]] = [[] for _ in streams]
+        drafted = [s for s in streams if s.params.policy == "verified"]
+        for drafter in self._drafters:
+            for stream, more in zip(drafted, drafter.draft(drafted, self.draft_rows), strict=True):
+                branches[streams.index(stream)] += more
+        return [
+            DraftTree.of(each, min(self.draft_rows, self._left(stream) - 1))
+            for stream, each in zip(streams, branches, strict=True)
+        ]
+
+    def _places(self, reading: _Reading) -> Iterator[Place]:
+        """What may be chosen behind the last unread token, and behind each drafted one."""
+        stream, fill = reading.stream, reading.stream.fill
+        number = len(stream.ids) - len(fill.prompt)
+        rests, depths = [stream.rest], [0]
+        for token, parent in zip(reading.tree.tokens, reading.tree.parents, strict=True):
+            rests.append(self._rest_after(rests[parent + 1], token))
+            depths.append(depths[parent + 1] + 1)
+        for rest, depth in zip(rests, depths, strict=True):
+            is_given = fill.length is not None
+            is_begun = not rest and number + depth > 0
+            yield Place(
+                params=stream.params,
+                number=number + depth,
+                allowed=self._in_bytes.allowed_after(rest) if rest else None,
+                refused=() if is_begun else self._refused(rest, fill.avoid),
+                may_end=not rest and not is_given,
+            )
+
+    def _rest_after(self, rest: bytes, token: int) -> bytes:
+        """What is left to begin with behind a token; all of it where a draft goes elsewhere."""
+        piece = self._in_bytes.token_bytes(token)
+        return rest[len(piece) :] if rest.startswith(piece) else b""
+
+    def _refused(self, rest: bytes, avoided: Items[bytes]) -> list[int]:
+        """Tokens that would both end the healing and begin an avoided text."""
+        refused: list[int] = []
+        for text in avoided:
+            for token in self._in_bytes.beginnings_of(rest + text):
+                if len(self._in_bytes.token_bytes(token)) > len(rest):
+                    refused.append(token)
+        return refused
+
+    def _take(self, reading: _Reading, choices: Items[tuple[int, float] | None]) -> list[int]:
+        """Decide what the backbone chose along the drafts; which drafted rows it came by."""
+        stream, tree = reading.stream, reading.tree
+        stream.step += 1
+        stream.drafted, stream.accepted = tree.longest(), 0
+        node, kept = -1, list[int]()
+        while True:
+            choice = choices[node + 1]
+            if choice is None:
+                stream.error = FloatingPointError(NOT_FINITE)
+                return kept
+            token, probability = choice
+            stream.probabilities.append(probability)
+            if token == self.vocabulary.end_id:
+                stream.output = stream.as_it_stands(finished=True)
+                return kept
+            stream.ids.append(token)
+            stream.rest = self._rest_after(stream.rest, token)
+            if self._is_over(stream):
+                return kept
+            child = tree.child(node, token)
+            if child is None:
+                return kept
+            kept.append(child)
+            stream.accepted += 1
+            node = child
+
+    def _is_over(self, stream: Stream) -> bool:
+        """Conclude a stream behind which nothing is wanted any more."""
+        fill = stream.fill
+        is_whole = not self._left(stream)
+        is_enough = fill.stop is not None and not stream.rest and fill.stop(stream.tokens)
+        is_unsure = bool(fill.min_confidence) and prod(stream.probabilities) < fill.min_confidence
+        if is_whole or is_enough or is_unsure:
+            finished = is_enough or (is_whole and fill.length is not None)
+            stream.output = stream.as_it_stands(finished=finished)
+        return stream.is_done
+
+    def _left(self, stream: Stream) -> int:
+        """Tokens that a stream may still take."""
+        fill = stream.fill
+        most = fill.max_new_tokens if fill.length is None else fill.length
+        return most - (len(stream.ids) - len(fill.prompt))
+
+    def _take_stock(self, stream: Stream) -> None:
+        """A stream has had a step: tell, and let it go where it is done."""
+        if stream is stream.fill.sequences[0]:
+            tell(stream)
+        if stream.is_done:
+            self.runner.close(stream)
+
+
+def affordable_rows(costs: dict[int, float]) -> int:
+    """How many drafted tokens a forward may carry, by its measured milliseconds."""
+    if 1 not in costs:
+        return DRAFT_ROWS
+    most = max(rows for rows, ms in costs.items() if ms <= ROW_TOLERANCE * costs[1])
+    return max(most - 1, 1)
+
+
+def _mean_log_probability(output: FilledHoles) -> float:
+    probabilities = output.probabilities or (1e-30,)
+    return sum(log(max(p, 1e-30)) for p in probabilities) / len(probabilities)
