@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ STALL_S = 30.0
 _PAUSES_S = (0.5, 2.0, 5.0)
 """Before another try, as long as none brings a byte more."""
 
+_UNREACHED = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -30,16 +32,26 @@ class _BrokeOffError(Exception):
 
 
 def http_client(*, proxy: str | None = None, certificates: str | None = None) -> httpx2.Client:
-    """A client for large files, which minds the proxies and certificates of the environment."""
-    verify = True if certificates is None else httpx2.create_ssl_context(verify=certificates)
+    """A client for large files, which minds the proxies and certificates of the environment.
+
+    `certificates` is a file or a folder of them. Raises `SourceError`.
+    """
     return httpx2.Client(
         proxy=proxy,
-        verify=verify,
+        verify=True if certificates is None else _trusting(certificates),
         timeout=httpx2.Timeout(CONNECT_S, read=STALL_S),
         follow_redirects=True,
         # A packed answer would have no byte ranges to go on from.
         headers={"Accept-Encoding": "identity"},
     )
+
+
+def _trusting(certificates: str) -> ssl.SSLContext:
+    is_folder = Path(certificates).is_dir()
+    try:
+        return ssl.create_default_context(**{"capath" if is_folder else "cafile": certificates})
+    except OSError as error:
+        raise SourceError(f"the certificates in {certificates} cannot be read ({error})") from error
 
 
 def fetch(
@@ -57,28 +69,22 @@ def fetch(
     there, and of how many. Whatever interrupts this leaves a file to go on with.
     Raises `SourceError`, and `OSError` where it cannot be written.
     """
-    answer = _Answers(client, httpx2.URL(url), file, num_bytes, on_bytes, auth)
+    answers = _Answers(client, httpx2.URL(url), file, num_bytes, on_bytes, auth)
     furthest, pauses = _length(file), list(_PAUSES_S)
     while True:
         try:
-            answer.take()
+            answers.take()
             return
-        except httpx2.ConnectError as error:
-            # A server that was never reached is left for the next source at once.
-            if not answer.has_answered or not pauses:
-                raise SourceError(f"{answer.host} cannot be reached ({_reason(error)})") from error
         except (httpx2.TransportError, _BrokeOffError) as error:
-            if isinstance(error, httpx2.ConnectTimeout) and not answer.has_answered:
-                raise SourceError(
-                    f"{answer.host} does not answer within {CONNECT_S:.0f} s"
-                ) from error
-            if not pauses:
-                raise SourceError(f"{answer.host} {_how_it_broke(error)}") from error
+            if (length := _length(file)) > furthest:
+                furthest, pauses = length, list(_PAUSES_S)
+            # A server that was never reached is left for the next source at once.
+            is_unreached = isinstance(error, _UNREACHED) and not answers.has_begun
+            if is_unreached or not pauses:
+                raise SourceError(f"{answers.host} {_what_broke(error)}") from error
+            time.sleep(pauses.pop(0))
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-            raise SourceError(f"{answer.host} cannot be used ({_reason(error)})") from error
-        if (length := _length(file)) > furthest:
-            furthest, pauses = length, list(_PAUSES_S)
-        time.sleep(pauses.pop(0))
+            raise SourceError(f"{answers.host} cannot be used ({_reason(error)})") from error
 
 
 class _Answers:
@@ -100,7 +106,7 @@ class _Answers:
         self._on_bytes = on_bytes
         self._auth = auth
         self.host = url.host
-        self.has_answered = False
+        self.has_begun = False
 
     def take(self) -> None:
         """Ask for what is missing, and append it as it comes."""
@@ -114,7 +120,7 @@ class _Answers:
         headers = {"Range": f"bytes={start}-"} if start else {}
         auth = httpx2.USE_CLIENT_DEFAULT if self._auth is None else self._auth
         with self._client.stream("GET", self._url, headers=headers, auth=auth) as response:
-            self.has_answered = True
+            self.has_begun = True
             if response.status_code == 416 and _ranges_total(response) == start > 0:
                 self._on_bytes(start, start)
                 return
@@ -180,13 +186,15 @@ def _length(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _how_it_broke(error: Exception) -> str:
+def _what_broke(error: Exception) -> str:
     if isinstance(error, _BrokeOffError):
         return str(error)
     if isinstance(error, httpx2.ConnectTimeout):
         return f"does not answer within {CONNECT_S:.0f} s"
     if isinstance(error, httpx2.TimeoutException):
         return f"has sent nothing for {STALL_S:.0f} s"
+    if isinstance(error, _UNREACHED | httpx2.UnsupportedProtocol):
+        return f"cannot be reached ({_reason(error)})"
     return f"broke off ({_reason(error)})"
 
 

@@ -269,7 +269,7 @@ def _files_in_html(response: httpx2.Response) -> list[_File]:
         url, fragment = urldefrag(link)
         kind, _, digest = fragment.partition("=")
         name = httpx2.URL(url).path.rpartition("/")[2]
-        files.append((name, url, None, digest if kind == "sha256" else None))
+        files.append((name, url, None, digest if kind == "sha256" and digest else None))
     return files
 
 
