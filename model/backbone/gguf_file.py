@@ -7,6 +7,7 @@ array, 10 s for one of 150,000 tokens; the header is read here, in a fraction of
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -64,12 +65,13 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        except (OSError, ValueError) as error:  # mmap takes no empty file
+            with path.open("rb") as file:
+                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped
             raise CheckpointError(f"{path} cannot be read as a GGUF file: {error}") from error
-        reader = _Header(path, memoryview(self._bytes))
-        self.metadata: dict[str, Any] = reader.metadata
-        self.tensors: dict[str, StoredTensor] = reader.tensors
+        header = _Header(path, memoryview(self._content))
+        self.metadata: dict[str, Any] = header.metadata
+        self.tensors: dict[str, StoredTensor] = header.tensors
 
     def tensor(
         self, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -105,17 +107,20 @@ class GgufFile:
     def _values(self, name: str, stored: StoredTensor, first: int, last: int) -> Tensor:
         """Values first..last-1 in float32; both are borders of blocks."""
         block, size = GGML_QUANT_SIZES[stored.kind]
-        start = stored.start + first // block * size
-        raw = np.array(self._bytes[start : start + (last - first) // block * size])
-        groups = math.gcd(16, (last - first) // block)
+        blocks = (last - first) // block
+        raw = np.frombuffer(
+            self._content, np.uint8, blocks * size, stored.start + first // block * size
+        )
         try:
-            values = dequantize(_typed(raw.reshape(groups, -1), stored.kind), stored.kind)
+            values = dequantize(
+                _typed(raw.reshape(math.gcd(blocks, 16), -1), stored.kind), stored.kind
+            )
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {name} is stored as {stored.kind.name}, which cannot be "
                 "dequantised; take another quantisation of this model, Q4_K_M say"
             ) from error
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).flatten()
+        return torch.from_numpy(np.array(values, dtype=np.float32).ravel())
 
 
 def _typed(raw: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> npt.NDArray[Any]:
@@ -153,24 +158,31 @@ class _Header:
         for _ in range(self._sane(num_entries)):
             key = self._string()
             self.metadata[key] = self._value(self._scalar("<I"))
-        if (parts := self.metadata.get("split.count", 1)) > 1:
+        if (parts := self._number("split.count", 1)) > 1:
             raise CheckpointError(
                 f"{path} is one of {parts} parts of a model; join them with `llama-gguf-split "
                 "--merge`, or take a model in one file"
             )
         listed = [self._tensor() for _ in range(self._sane(num_tensors))]
-        alignment = self.metadata.get("general.alignment", 32)
+        alignment = self._number("general.alignment", 32)
         data = -(-self._at // alignment) * alignment
-        self.tensors = {name: self._placed(name, data, *entry) for name, *entry in listed}
+        self.tensors = {
+            name: self._placed(name, shape, number, data + offset)
+            for name, shape, number, offset in listed
+        }
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
         shape = tuple(self._scalar("<Q") for _ in range(self._sane(self._scalar("<I"), 8)))
         return name, shape[::-1], self._scalar("<I"), self._scalar("<Q")
 
-    def _placed(
-        self, name: str, data: int, shape: tuple[int, ...], number: int, offset: int
-    ) -> StoredTensor:
+    def _number(self, key: str, default: int) -> int:
+        found = self.metadata.get(key, default)
+        if not isinstance(found, int) or found < 1:
+            self._damaged(f"{key} is {found!r}, not a whole number above 0")
+        return found
+
+    def _placed(self, name: str, shape: tuple[int, ...], number: int, start: int) -> StoredTensor:
         try:
             kind = GGMLQuantizationType(number)
         except ValueError as error:
@@ -181,7 +193,7 @@ class _Header:
         block, size = GGML_QUANT_SIZES[kind]
         if shape and shape[-1] % block:
             self._damaged(f"tensor {name} has rows of {shape[-1]} values in blocks of {block}")
-        stored = StoredTensor(shape, kind, data + offset, math.prod(shape) // block * size)
+        stored = StoredTensor(shape, kind, start, math.prod(shape) // block * size)
         if stored.start + stored.num_bytes > len(self._content):
             raise CheckpointError(
                 f"{self._path} is cut short: tensor {name} ends at byte "
@@ -203,7 +215,9 @@ class _Header:
         if inner in _SCALARS:
             code = _SCALARS[GGUFValueType(inner)]
             return list(struct.unpack(f"<{length}{code[1]}", self._take(length * _size(code))))
-        return [self._value(inner) for _ in range(length)]
+        if inner != GGUFValueType.STRING:
+            self._damaged(f"its header has a list of values of type {inner}")
+        return [self._string() for _ in range(length)]
 
     def _string(self) -> str:
         raw = self._take(self._sane(self._scalar("<Q")))

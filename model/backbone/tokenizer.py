@@ -85,6 +85,11 @@ class BackboneTokenizer:
         self.end_ids = frozenset(i for i in ends if i is not None)
         """Tokens at which a middle or a text ends."""
         self.eos_id = self._eos_id(ids.get("eos"))
+        if strange := [i for i in self.end_ids if not 0 <= i < vocab_size]:
+            raise CheckpointError(
+                f"a special token has id {strange[0]}, the model has ids 0..{vocab_size - 1}: they "
+                "do not belong together"
+            )
         words = sorted((found, i) for i, found in enumerate(self._bytes) if found)
         self._sorted_bytes = [found for found, _ in words]
         self._sorted_ids = [i for _, i in words]
@@ -219,11 +224,9 @@ class BackboneTokenizer:
     def _eos_id(self, said: int | None) -> int:
         found = self._known(said, _END_NAMES)
         if found is None:
-            raise CheckpointError("the tokenizer has no token that ends a text")
-        if not 0 <= found < self.vocab_size:
             raise CheckpointError(
-                f"the token that ends a text has id {found}; the model has ids "
-                f"0..{self.vocab_size - 1}"
+                "the tokenizer has no token that ends a text; name it as eos_token in "
+                "tokenizer_config.json"
             )
         return found
 
@@ -231,12 +234,17 @@ class BackboneTokenizer:
 def _from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind != "gpt2":
-        raise CheckpointError(f"its tokenizer is of the kind {kind!r}; byte-level BPE is read only")
+        raise CheckpointError(
+            f"its tokenizer is of the kind {kind!r}; only byte-level BPE ('gpt2') is read"
+        )
     tokens, merges, types = (
         metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges", "token_type")
     )
     if not tokens or merges is None or types is None or len(types) != len(tokens):
-        raise CheckpointError("its tokenizer is not complete: tokens, token_type or merges lack")
+        raise CheckpointError(
+            "its tokenizer is not complete: of tokens, merges and token_type at least one is "
+            "missing or too short; download it again"
+        )
     names = [token for token, kind in zip(tokens, types, strict=True) if kind in _ADDED]
     # Special tokens are in the vocabulary too: thus each keeps its id, whatever its place.
     vocabulary = {
@@ -245,9 +253,8 @@ def _from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         if kind == _NORMAL or kind in _ADDED
     }
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, pairs, ignore_merges=_WORDS.get(pre) is _LLAMA_WORDS)
-    )
+    whole_words_first = _WORDS.get(str(pre)) is _LLAMA_WORDS
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=whole_words_first))
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -256,7 +263,7 @@ def _from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _pre_tokenizer(pre: object) -> pre_tokenizers.PreTokenizer:
+def _pre_tokenizer(pre: Any) -> pre_tokenizers.PreTokenizer:
     if pre in _SINGLE_DIGITS:
         steps = [pre_tokenizers.Digits(individual_digits=True)]
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
