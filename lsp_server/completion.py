@@ -23,8 +23,6 @@ from model.api import Candidate, Completer, FrameListener, InfillRequest, Infill
 
 CHARS_PER_TOKEN = 4
 """Upper estimate for source code, so that the window holds at least the tokens asked for."""
-LENGTHS = (1, 2, 3, 5, 8, 12)
-"""Lengths in tokens that a fill on demand tries beside the one that the model gives it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,26 +156,20 @@ def infill_request(
 
     Raises `InvalidRequestError` when a setting is out of the engine's range.
     """
-    lone = not context.between
     return InfillRequest(
         prefix=context.related + context.prefix,
         suffix=context.suffix,
         between=context.between,
-        starts_file=context.starts_file,
-        ends_file=context.ends_file,
         before=context.before,
         after=context.after,
-        n_grams=settings.context.whole_file,
+        prefix_tokens=settings.context.prefix_tokens,
+        suffix_tokens=settings.context.suffix_tokens,
         language=context.language,
         document=document,
         client=client,
         priority="manual" if explicit else "auto",
         max_new_tokens=settings.max_new_tokens,
         candidates=settings.candidates.manual if explicit else settings.candidates.auto,
-        # A person who asked waits a moment longer for the better text.
-        lengths=tuple(n for n in LENGTHS if n <= settings.max_new_tokens)
-        if explicit and lone
-        else (),
         steps=settings.steps,
         deadline_ms=settings.deadline_ms.manual if explicit else settings.deadline_ms.auto,
         min_confidence=_least_confidence(settings, explicit=explicit),

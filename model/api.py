@@ -22,6 +22,9 @@ with; `autoregressive`: the backbone alone, token after token, which gives the s
 fill a canvas without a backbone's verdict; a step commits all the sure slots, as many as an entropy
 bound allows, as many as their number allows, or the leftmost alone."""
 
+MOST_TOKENS = 1 << 20
+"""A budget for context that is none: the model's own limit holds."""
+
 MAX_AVOIDED = 16
 """Texts that one request may avoid."""
 
@@ -70,10 +73,6 @@ class InfillRequest:
     """Text before the first hole; lines end in `\\n`."""
     suffix: str = ""
     """Text after the last hole; lines end in `\\n`."""
-    starts_file: bool = True
-    """Whether `prefix` begins where the document begins (False: it is a window)."""
-    ends_file: bool = True
-    """Whether `suffix` ends where the document ends."""
     between: tuple[str, ...] = ()
     """The texts between neighbouring holes: one fewer than there are holes."""
     typed: str = ""
@@ -154,8 +153,8 @@ class InfillRequest:
         for name, value, low, high in (
             ("max_new_tokens", self.max_new_tokens, 1, 4096),
             ("candidates", self.candidates, 1, 16),
-            ("prefix_tokens", self.prefix_tokens, 16, 1 << 20),
-            ("suffix_tokens", self.suffix_tokens, 0, 1 << 20),
+            ("prefix_tokens", self.prefix_tokens, 16, MOST_TOKENS),
+            ("suffix_tokens", self.suffix_tokens, 0, MOST_TOKENS),
             ("max_lines", 1 if self.max_lines is None else self.max_lines, 1, 4096),
             ("min_indent", 0 if self.min_indent is None else self.min_indent, 0, 4096),
             ("steps", 1 if self.steps is None else self.steps, 1, 4096),

@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from model.api import SHIPPED_WEIGHTS, Completer, EngineAddress, EngineConnection
+from model.api import Completer, EngineAddress, EngineConnection
+from model.backbone.catalogue import DEFAULT
 
 
 async def connect_remote(address: EngineAddress) -> EngineConnection:
@@ -34,7 +35,7 @@ def connect(socket: str, token: str) -> EngineConnection:
 
 
 def load(
-    path: Path = SHIPPED_WEIGHTS,
+    model: str | Path = DEFAULT,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -42,11 +43,11 @@ def load(
 ) -> Completer:
     """Load a checkpoint into this process (imports torch, takes seconds or more).
 
-    `path` is a directory, ours or one of an open family (docs/checkpoints.md), or a hub id
-    (`owner/name`, `owner/name@revision`). `context_cache` is for open checkpoints of full
+    `model` is a backbone's name, a GGUF file, a checkpoint directory (docs/checkpoints.md), or a
+    hub id (`owner/name`, `owner/name@revision`). `context_cache` is for open checkpoints of full
     attention: `dual` keeps what surrounds a canvas as it was in its first step, an approximation.
     Raises `CheckpointError`.
     """
     from model.serving.loading import load_completer
 
-    return load_completer(path, device=device, dtype=dtype, context_cache=context_cache)
+    return load_completer(model, device=device, dtype=dtype, context_cache=context_cache)

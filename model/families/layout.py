@@ -21,7 +21,7 @@ from model.transformer import TransformerConfig
 
 @dataclass(frozen=True, slots=True)
 class OpenLayout:
-    """A `model.infill.Layout`, and what becomes of its streams in front of the model."""
+    """The streams around a hole, and what becomes of them in front of the model."""
 
     config: TransformerConfig
     tokenizer: OpenTokenizer
@@ -31,15 +31,16 @@ class OpenLayout:
         """Whether the text after a hole has a place at all."""
         return self.config.attention == "full" or self.tokenizer.fill_in_the_middle is not None
 
-    def prefix_stream(self, ids: Sequence[int], language: str, *, starts_file: bool) -> list[int]:
-        """See `Layout.prefix_stream`; these models know neither languages nor file edges. A text
-        that starts with a special token, as rendered chat templates do, has its own beginning."""
+    def prefix_stream(self, ids: Sequence[int]) -> list[int]:
+        """The stream of the tokens before the hole, which begins with one token that stays when it
+        is shortened. A text that starts with a special token, as rendered chat templates do, has
+        its own beginning."""
         starts = bool(ids) and ids[0] in self.tokenizer.special_ids
         bos_id = self.tokenizer.bos_id if self.config.adds_bos and not starts else None
         return [self.tokenizer.no_token_id if bos_id is None else bos_id, *ids]
 
-    def suffix_stream(self, ids: Sequence[int], language: str, *, ends_file: bool) -> list[int]:
-        """See `Layout.suffix_stream`."""
+    def suffix_stream(self, ids: Sequence[int]) -> list[int]:
+        """The stream of the tokens after the hole, the nearest last, likewise."""
         follows = bool(ids) or self.tokenizer.expand_id is not None
         eos_id = self.tokenizer.eos_id if self.config.adds_eos and follows else None
         return [self.tokenizer.no_token_id if eos_id is None else eos_id, *reversed(ids)]

@@ -31,7 +31,8 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from model.api import SHIPPED_WEIGHTS, Completer
+from model.api import Completer
+from model.backbone.catalogue import DEFAULT
 from model.serving.protocol import PROTOCOL_VERSION
 
 # Linux takes 107 bytes, macOS 103.
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from model.serving.loading import load_completer  # imports torch: the engine listens first
 
         return load_completer(
-            Path(model), device=args.device, dtype=args.dtype, context_cache=args.context_cache
+            model, device=args.device, dtype=args.dtype, context_cache=args.context_cache
         )
 
     return run(args, load)
@@ -62,7 +63,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8731, help="port (%(default)s); 0 takes any")
     parser.add_argument(
-        "--model", type=Path, default=SHIPPED_WEIGHTS, help="directory or hub id (the shipped one)"
+        "--model",
+        default=DEFAULT,
+        help="name, file, folder or hub id (%(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float8, int8")
@@ -156,7 +159,7 @@ def _serve_network(args: argparse.Namespace, load: Callable[[str], Completer]) -
     )
     with contextlib.closing(listener):
         failure = asyncio.run(
-            serve(listener, access=access, load=load, model=str(args.model), lifetime=Lifetime())
+            serve(listener, access=access, load=load, model=args.model, lifetime=Lifetime())
         )
     if failure is not None:
         print(f"mezzotint serve: {failure}", file=sys.stderr)
@@ -200,9 +203,7 @@ def _serve_editors(args: argparse.Namespace, load: Callable[[str], Completer]) -
         # No browser reaches a Unix socket, whatever host its request names.
         is_unix = _address(listener).startswith("unix:")
         access = Access(token=token, hosts=None if is_unix else ())
-        asyncio.run(
-            serve(listener, access=access, load=load, model=str(args.model), lifetime=lifetime)
-        )
+        asyncio.run(serve(listener, access=access, load=load, model=args.model, lifetime=lifetime))
     return 0
 
 

@@ -157,7 +157,7 @@ class EngineServer:
         if self._served.checkpoint is None:
             with contextlib.suppress(CompletionError):  # the answer will say it
                 await self._host.completer()
-            self._served = dataclasses.replace(self._served, checkpoint=self._host.directory)
+            self._served = dataclasses.replace(self._served, checkpoint=self._host.checkpoint)
         return self._served
 
     def _post(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:

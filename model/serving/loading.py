@@ -1,36 +1,30 @@
-"""A checkpoint, ours or an open one -> the completer of it, on a device that has room for it."""
+"""A model on this machine, or a hub id -> the completer of it, on a device that has room for it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from model.api import CheckpointError
-from model.checkpoint import (
-    MODEL_TYPE,
-    load_checkpoint,
-    load_open_checkpoint,
-    model_type,
-    n_gram_strengths,
-)
-from model.denoiser import Denoiser
-from model.engine import float8
-from model.engine.assembly import engine_for
-from model.engine.eight_bits import Float8Linear, Int8Linear
-from model.engine.joint_runner import ContextCache
-from model.engine.n_grams import Strength
-from model.engine.open_assembly import canvas_slots, open_engine
+from model.api import CheckpointError, hub_id
+from model.backbone.catalogue import DEFAULT, resolve
+from model.backbone.checkpoint import Backbone, is_backbone, load_backbone
+from model.engine.canvas.assembly import canvas_slots, open_engine
+from model.engine.draft.assembly import backbone_engine
+from model.engine.run import float8
+from model.engine.run.eight_bits import Float8Linear, Int8Linear
+from model.engine.run.forward import Forward
+from model.engine.run.joint_runner import ContextCache
+from model.engine.run.torch_forward import TorchForward
+from model.families.checkpoint import load_open_checkpoint
 from model.families.layout import OpenLayout
 from model.families.memory import require_memory
-from model.families.tokenizer import OpenTokenizer
-from model.infill import StreamLayout
+from model.serving.backbone_completer import BackboneCompleter
+from model.serving.canvas_completer import CanvasCompleter
 from model.serving.completer import EngineCompleter
-from model.tokenizer import CodeTokenizer
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import TransformerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EIGHT_BITS = {"float8": Float8Linear, "int8": Int8Linear}
@@ -38,81 +32,57 @@ EIGHT_BITS = {"float8": Float8Linear, "int8": Int8Linear}
 
 
 def load_completer(
-    path: Path,
+    model: str | Path = DEFAULT,
     *,
     device: str = "auto",
     dtype: str = "auto",
     context_cache: ContextCache = "none",
 ) -> EngineCompleter:
-    """Load a checkpoint directory, or a hub id.
+    """Load a backbone by its name, a GGUF file, a checkpoint directory, or a hub id.
 
-    `context_cache` is for open checkpoints (`model.engine.joint_runner`). Raises `CheckpointError`,
-    also for an unusable device.
+    `context_cache` is for open diffusion checkpoints (`model.engine.run.joint_runner`). Raises
+    `CheckpointError`, also for an unusable device.
     """
     chosen = _device(device)
     if dtype == "float8" and not float8.is_supported(chosen):
         raise CheckpointError(
             "dtype 'float8' needs a CUDA card of compute capability 8.9 or above; use bfloat16"
         )
-    directory = path if path.is_dir() else _from_hub(path)
-    is_ours = model_type(directory) == MODEL_TYPE
-    if is_ours and dtype == "int8":
-        raise CheckpointError("dtype 'int8' is for open checkpoints; this one is small enough")
+    path = _here(model)
     try:
-        if not is_ours:
-            return _open_completer(directory, chosen, dtype, context_cache)
-        loaded_as = _dtype("bfloat16" if dtype == "float8" else dtype, chosen)
-        model, tokenizer = load_checkpoint(directory, device=chosen, dtype=loaded_as)
-        return completer_of(
-            model,
-            tokenizer,
-            is_float8=dtype == "float8",
-            directory=directory,
-            strengths=[Strength(*each) for each in n_gram_strengths(directory)],
-        )
+        if is_backbone(path):
+            return _backbone_completer(path, chosen, dtype)
+        return _canvas_completer(path, chosen, dtype, context_cache)
     except ValueError as error:  # sizes that float8 cannot have
         raise CheckpointError(f"{path} cannot be run: {error}") from error
 
 
-def completer_of(
-    model: Denoiser,
-    tokenizer: CodeTokenizer,
-    *,
-    is_float8: bool = False,
-    directory: Path | None = None,
-    strengths: Sequence[Strength] = (),
-) -> EngineCompleter:
-    """The completer of a denoiser of ours. Raises `ValueError` for sizes float8 cannot have."""
-    engine = engine_for(model, tokenizer, is_float8=is_float8, chooses=True, strengths=strengths)
-    return EngineCompleter(engine, tokenizer, StreamLayout(tokenizer), directory=directory)
+def completer_of(backbone: Backbone, forward: Forward, **options: int) -> BackboneCompleter:
+    """The completer of a backbone that something computes; `options` as `BackboneRunner` has
+    them."""
+    return BackboneCompleter(backbone_engine(backbone.tokenizer, forward, **options), backbone)
 
 
-def _open_completer(
-    directory: Path, device: torch.device, dtype: str, context_cache: ContextCache
-) -> EngineCompleter:
-    model, tokenizer = _load_open(directory, device, dtype)
-    layout = OpenLayout(model.config, tokenizer)
-    return EngineCompleter(
-        open_engine(model, layout, cache=context_cache),
-        tokenizer,
-        layout,
-        canvas_slots=canvas_slots(layout),
-        at_least="surest",
-        directory=directory,
-    )
-
-
-def _from_hub(path: Path) -> Path:
-    # Takes a second to import, which local directories need not pay.
+def _here(model: str | Path) -> Path:
+    """Where a model lies on this machine; a hub id's is fetched."""
+    path = resolve(model)
+    if path.exists() or hub_id(str(model)) is None:
+        return path
+    # Takes a second to import, which what lies here need not pay.
     from model.families.hub import local_directory
 
     return local_directory(path)
 
 
-def _load_open(
-    directory: Path, device: torch.device, dtype: str
-) -> tuple[Transformer, OpenTokenizer]:
-    """An open checkpoint, once it is known to fit. Raises `CheckpointError`."""
+def _backbone_completer(path: Path, device: torch.device, dtype: str) -> BackboneCompleter:
+    backbone = load_backbone(path, device=device, dtype=_dtype(dtype, device))
+    return completer_of(backbone, TorchForward(backbone.model))
+
+
+def _canvas_completer(
+    path: Path, device: torch.device, dtype: str, context_cache: ContextCache
+) -> CanvasCompleter:
+    """An open diffusion checkpoint, once it is known to fit. Raises `CheckpointError`."""
     loaded_as = _dtype("auto" if dtype in EIGHT_BITS else dtype, device)
     name = dtype if dtype in EIGHT_BITS else str(loaded_as).removeprefix("torch.")
 
@@ -121,9 +91,12 @@ def _load_open(
         if room is not None:
             require_memory(config, name, room, str(device))
 
-    return load_open_checkpoint(
-        directory, device=device, dtype=loaded_as, convert=EIGHT_BITS.get(dtype), check=check
+    model, tokenizer = load_open_checkpoint(
+        path, device=device, dtype=loaded_as, convert=EIGHT_BITS.get(dtype), check=check
     )
+    layout = OpenLayout(model.config, tokenizer)
+    engine = open_engine(model, layout, cache=context_cache)
+    return CanvasCompleter(engine, layout, canvas_slots(layout), path=path)
 
 
 def _memory_of(device: torch.device) -> int | None:
@@ -156,7 +129,6 @@ def _device(name: str) -> torch.device:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        # On a CPU fp32 is faster than bf16 (docs/experiments.md), and reused context stays exact.
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         known = ", ".join((*DTYPES, *EIGHT_BITS))

@@ -81,11 +81,11 @@ class ModelHost:
         return await asyncio.shield(self._loaded)
 
     @property
-    def directory(self) -> Path | None:
+    def checkpoint(self) -> Path | None:
         """Where the loaded checkpoint lies, if it lies on this machine."""
         if not self._loaded.done() or self.failure is not None:
             return None
-        return getattr(self._loaded.result().current, "directory", None)
+        return getattr(self._loaded.result().current, "path", None)
 
     async def change(self, model: str) -> None:
         """Load another model while this one serves, and serve it from then on.

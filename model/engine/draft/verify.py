@@ -9,11 +9,11 @@ as in SpecInfer, arXiv 2305.09781).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from math import log, prod
-from typing import cast
+from typing import Protocol, cast
 
 from model.api import InvalidRequestError
 from model.engine.draft.choice import BackboneVocabulary, Place, chosen
@@ -35,19 +35,16 @@ ROW_TOLERANCE = 1.35
 NOT_FINITE = "the backbone produced non-finite logits"
 
 
-class ByteVocabulary:
-    """Which tokens a text in bytes may begin with, and what each stands for."""
+class TokenBytes(Protocol):
+    """What tokens stand for, in bytes: a backbone's tokenizer."""
 
-    def __init__(
-        self,
-        token_bytes: Callable[[int], bytes],
-        allowed_after: Callable[[bytes], Items[int]],
-        beginnings_of: Callable[[bytes], Items[int]],
-    ) -> None:
-        """`allowed_after` gives the tokens that can begin a text which begins with these bytes;
-        `beginnings_of` those that these bytes begin with."""
-        self.token_bytes, self.allowed_after = token_bytes, allowed_after
-        self.beginnings_of = beginnings_of
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for; nothing for a special one."""
+        ...
+
+    def allowed_after(self, rest: bytes) -> Items[int]:
+        """Tokens that begin with these bytes, and those that these bytes begin with."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ class VerifyingDecoder:
         self,
         runner: BackboneRunner,
         vocabulary: BackboneVocabulary,
-        in_bytes: ByteVocabulary,
+        in_bytes: TokenBytes,
         drafters: Items[Drafter],
     ) -> None:
         """`drafters`: those that come first are believed more."""
@@ -223,8 +220,10 @@ class VerifyingDecoder:
         """Tokens that would both end the healing and begin an avoided text."""
         refused: list[int] = []
         for text in avoided:
-            for token in self._in_bytes.beginnings_of(rest + text):
-                if len(self._in_bytes.token_bytes(token)) > len(rest):
+            whole = rest + text
+            for token in self._in_bytes.allowed_after(whole):
+                piece = self._in_bytes.token_bytes(token)
+                if len(piece) > len(rest) and whole.startswith(piece):
                     refused.append(token)
         return refused
 

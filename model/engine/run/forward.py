@@ -35,6 +35,8 @@ class Forward(Protocol):
     """The backbone on a device. Calls come from one thread at a time."""
 
     config: TransformerConfig
+    device: torch.device
+    """Where it computes, and where what it is given lies."""
     num_kv_layers: int
     """Layers that `past` and `Rows.kv` have: the backbone's first, then a denoiser's, if any."""
     kv_dtype: torch.dtype

@@ -30,6 +30,7 @@ class TorchForward:
         Raises `ValueError` for a layer that the model does not have.
         """
         self.model, self.config = model, model.config
+        self.device = model.final_norm.weight.device
         self.num_kv_layers = kv_layers(model.config.num_layers, num_kv_layers)
         self.tapped_layers = checked_taps(tapped_layers, model.config.num_layers)
         self.kv_dtype = model.final_norm.weight.dtype

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from starlette.responses import Response
 
-from model.api import CompletionError, InfillRequest
+from model.api import MOST_TOKENS, CompletionError, InfillRequest
 from model.serving.fills import Fills
 from model.serving.streaming import SSE, LineStream
 from model.serving.v1.choices import FinishReason, Progress, choice, merged
@@ -64,6 +64,9 @@ def requests_for(request: InfillRequest, options: Options) -> list[InfillRequest
     return [
         replace(
             request,
+            # Programs say themselves what is to be read.
+            prefix_tokens=MOST_TOKENS,
+            suffix_tokens=MOST_TOKENS,
             max_new_tokens=options.max_tokens,
             temperature=options.temperature,
             drawn=options.temperature > 0,

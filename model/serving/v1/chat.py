@@ -112,8 +112,6 @@ def read_call(body: bytes, served: ServedModel, route: Conversation) -> Call:
         request = InfillRequest(
             prefix=_template(served).render(messages),
             special_tokens_in_prefix=True,
-            starts_file=False,
-            ends_file=False,
             must_fit=True,  # a conversation without its beginning is another one
         )
     except CompletionError as error:

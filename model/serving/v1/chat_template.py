@@ -17,6 +17,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.api import CheckpointError, InvalidRequestError
 
+_CONTROL = 3
+"""Of `tokenizer.ggml.token_type`: tokens that stand for no text."""
+
 Message = Mapping[str, str]
 """`role` and `content`."""
 
@@ -46,9 +49,31 @@ class ChatTemplate:
             raise CheckpointError(f"the chat template is malformed: {error}") from error
 
     @classmethod
-    def of_checkpoint(cls, directory: Path) -> ChatTemplate | None:
-        """The template in `chat_template.jinja` or `tokenizer_config.json`; None where neither has
-        one. Raises `CheckpointError` for files that cannot be read."""
+    def of_checkpoint(cls, checkpoint: Path) -> ChatTemplate | None:
+        """The template of a GGUF file or a folder; None where there is none. Raises
+        `CheckpointError` for files that cannot be read."""
+        if checkpoint.is_file():
+            return cls._of_gguf(checkpoint)
+        return cls._of_folder(checkpoint)
+
+    @classmethod
+    def _of_gguf(cls, file: Path) -> ChatTemplate | None:
+        # `gguf` takes a moment to import, which folders need not pay.
+        from model.backbone.gguf_file import GgufFile
+
+        metadata = GgufFile(file).metadata
+        source, tokens = metadata.get("tokenizer.chat_template"), metadata["tokenizer.ggml.tokens"]
+        if not isinstance(source, str):
+            return None
+        kinds = zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True)
+        reserved = frozenset(token for token, kind in kinds if kind == _CONTROL)
+        named = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+        special_tokens = {f"{n}_token": tokens[i] for n, i in named.items() if i is not None}
+        return cls(source, special_tokens, reserved)
+
+    @classmethod
+    def _of_folder(cls, directory: Path) -> ChatTemplate | None:
+        """The template in `chat_template.jinja` or `tokenizer_config.json`."""
         path = directory / "tokenizer_config.json"
         config = _read_config(path)
         file = directory / "chat_template.jinja"

@@ -63,7 +63,6 @@ def read_call(body: bytes, served: ServedModel, defaults: Defaults) -> Call:
             "generated at once",
             param="prompt",
         )
-    has_suffix = fields.has("suffix")
     suffix = fields.take("suffix", str, "")
     language = fields.take("language", str, "")
     must_fit = _take_must_fit(fields)
@@ -76,8 +75,6 @@ def read_call(body: bytes, served: ServedModel, defaults: Defaults) -> Call:
             InfillRequest(
                 prefix=with_line_feeds(prompt),
                 suffix=with_line_feeds(suffix),
-                # With a suffix the file is all there; without one, nobody knows what follows.
-                ends_file=has_suffix,
                 language=language,
                 must_fit=must_fit,
             ),

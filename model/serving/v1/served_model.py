@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from model.api import SHIPPED_WEIGHTS
+from model.api import CheckpointError
+from model.backbone.catalogue import is_known, resolve
 from model.serving.v1.chat_template import ChatTemplate
 from model.serving.v1.errors import ApiError
 
@@ -19,21 +20,21 @@ class ServedModel:
 
     name: str
     checkpoint: Path | None
-    """Its directory; None for a hub id's, until that is loaded."""
+    """Its file or folder; None for a hub id's, until that is loaded."""
     since: int = field(default_factory=lambda: int(time.time()))
     """Unix time at which it began to be served."""
 
     @classmethod
     def of(cls, model: str) -> ServedModel:
-        """The model in the directory `model`, or of that hub id; the one that comes with Mezzotint
-        bears its name."""
-        checkpoint = Path(model)
-        is_ours = checkpoint == SHIPPED_WEIGHTS
-        is_folder = checkpoint.is_dir()
-        name = checkpoint.absolute().name if is_folder else model
-        return cls(
-            name="mezzotint" if is_ours else name, checkpoint=checkpoint if is_folder else None
-        )
+        """The model that goes by `model`: a backbone's name, a file or folder, or a hub id."""
+        try:
+            checkpoint = resolve(model)
+        except CheckpointError:  # loading it will say so
+            return cls(name=model, checkpoint=None)
+        if not checkpoint.exists():
+            return cls(name=model, checkpoint=None)
+        named = model if is_known(model) else checkpoint.absolute().name
+        return cls(name=named.removesuffix(".gguf"), checkpoint=checkpoint)
 
     @cached_property
     def template(self) -> ChatTemplate | None:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.engine.float8 import Float8Weight
-from model.engine.float8 import linear as float8_linear
+from model.engine.run.float8 import Float8Weight
+from model.engine.run.float8 import linear as float8_linear
 
 
 class Int8Linear(nn.Module):

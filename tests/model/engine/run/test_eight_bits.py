@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.engine.eight_bits import Float8Linear, Int8Linear
+from model.engine.run.eight_bits import Float8Linear, Int8Linear
 
 
 @pytest.fixture(params=[True, False], ids=["bias", "no bias"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.engine.float8 import Float8Weight, linear, quantised
+from model.engine.run.float8 import Float8Weight, linear, quantised
 
 
 def test_a_rows_largest_entry_is_kept_and_the_others_within_a_sixteenth() -> None:

@@ -1,0 +1,25 @@
+"""Puts the engine of a backbone together."""
+
+from __future__ import annotations
+
+import torch
+
+from model.backbone.tokenizer import BackboneTokenizer
+from model.engine.draft.choice import BackboneVocabulary
+from model.engine.draft.drafters import GuessDrafter, RepetitionDrafter
+from model.engine.draft.verify import VerifyingDecoder
+from model.engine.engine import Engine
+from model.engine.run.backbone_runner import BackboneRunner
+from model.engine.run.forward import Forward
+
+
+def backbone_engine(
+    tokenizer: BackboneTokenizer, forward: Forward, *, cache_bytes: int | None = None
+) -> Engine:
+    """An engine around what computes a backbone. Raises `ValueError` for too small a cache."""
+    runner = BackboneRunner(forward, cache_bytes=cache_bytes)
+    forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=runner.device)
+    forbidden[list(tokenizer.special_ids - tokenizer.end_ids)] = True
+    vocabulary = BackboneVocabulary(end_ids=tokenizer.end_ids, forbidden=forbidden)
+    drafters = (GuessDrafter(), RepetitionDrafter())
+    return Engine(VerifyingDecoder(runner, vocabulary, tokenizer, drafters))
