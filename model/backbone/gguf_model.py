@@ -34,6 +34,8 @@ _NAMES = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
+_LONGEST_CONTEXT = 1 << 20
+"""Positions; a number beyond is damage, and would be a table of that many rows."""
 _SAME = 0.9
 """Cosine from which embedding and head are one matrix, quantised twice: 0.999 for Q5_0 against
 Q8_0; two matrices that were trained apart have little in common."""
@@ -67,22 +69,29 @@ def _config(file: GgufFile, architecture: str) -> TransformerConfig:
             raise ValueError(f"its metadata lack {architecture}.{key}")
         return found
 
-    heads, hidden = value("attention.head_count"), value("embedding_length")
-    context = value("context_length")
-    for key, number in (("attention.head_count", heads), ("embedding_length", hidden)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{architecture}.{key} is {number!r}, not a whole number above 0")
+    def count(key: str, most: int | None = None) -> int:
+        found = value(key)
+        if not isinstance(found, int) or not 1 <= found <= (most or found):
+            bound = f"from 1 to {most}" if most else "above 0"
+            raise ValueError(f"{architecture}.{key} is {found!r}, not a whole number {bound}")
+        return found
+
+    heads, hidden = count("attention.head_count"), count("embedding_length")
+    context = count("context_length", _LONGEST_CONTEXT)
+    layers = count("block_count")
+    if layers != (held := len({n.split(".")[1] for n in file.tensors if n.startswith("blk.")})):
+        raise ValueError(f"{architecture}.block_count is {layers}, and it holds {held} blocks")
     head_dim = value("attention.key_length", hidden // heads)
     _refuse_variants(file, value, head_dim, context)
     return TransformerConfig(
         model_type=architecture,
         vocab_size=file.tensors[EMBEDDING].shape[0],
         hidden_size=hidden,
-        num_layers=value("block_count"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=value("attention.head_count_kv", heads),
         head_dim=head_dim,
-        ffn_size=value("feed_forward_length"),
+        ffn_size=count("feed_forward_length"),
         max_positions=context,
         rope_theta=float(value("rope.freq_base", 10_000.0)),
         norm_eps=float(value("attention.layer_norm_rms_epsilon")),

@@ -228,7 +228,9 @@ def random_blocks(
 
 def edit(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not None})
+    )
 
 
 def sha256(path: Path) -> str:

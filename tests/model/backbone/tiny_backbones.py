@@ -54,7 +54,9 @@ def make_tokenizer(kind: str, specials: tuple[str, ...] = SPECIALS) -> Tokenizer
     trainer = BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([CODE], trainer)
     # As Qwen's: not all of them are special for `tokenizers`.
-    tokenizer.add_tokens([AddedToken(n, special="fim" not in n, normalized=False) for n in specials])
+    tokenizer.add_tokens(
+        [AddedToken(n, special="fim" not in n, normalized=False) for n in specials]
+    )
     return tokenizer
 
 
