@@ -1,0 +1,19 @@
+"""What the tests of every package may use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# The tests are no package (importmode=importlib).
+sys.path.append(str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random backbone, which `model.engines.load` loads at once."""
+    from tiny_backbone import write_tiny_backbone  # torch: not for those who need none
+
+    return write_tiny_backbone(tmp_path_factory.mktemp("backbone") / "tiny")
