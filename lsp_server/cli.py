@@ -37,6 +37,7 @@ from lsp_server.context import (
 )
 from lsp_server.settings import CandidateSettings, DeadlineSettings, Settings
 from model import api, engines
+from model.backbone.catalogue import resolve
 
 if TYPE_CHECKING:
     from lsp_server.completion import Completion, Suggestion
@@ -149,10 +150,9 @@ def _add_complete(parser: argparse.ArgumentParser) -> None:
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        type=Path,
-        default=api.SHIPPED_WEIGHTS,
-        metavar="PATH",
-        help="checkpoint directory (the shipped one)",
+        default="",
+        metavar="MODEL",
+        help="a GGUF file, a checkpoint folder, 0.5b, 1.5b or a hub id (0.5b)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--json", action="store_true", help="end with a JSON line")
@@ -222,7 +222,7 @@ def run_complete(args: argparse.Namespace) -> int:
     end = start if args.until is None else offset_at(text, *args.until)
     window = partial(context_at, text, start, end, language=language_of(str(place.path)))
     screen = Screen(sys.stderr if args.json else sys.stdout)
-    completer = engines.load(args.model, device=args.device)
+    completer = engines.load(resolve(args.model), device=args.device)
     film = Film(screen) if args.film else None
     completion = asyncio.run(_fill(completer, window, settings, film))
 

@@ -25,6 +25,7 @@ from model.api import Frame, FrameListener
 
 HERE, SELECTION, HOLES = (f"{SECTION}.fill.{what}" for what in ("here", "selection", "holes"))
 STATISTICS, RESET_STATISTICS = f"{SECTION}.statistics", f"{SECTION}.statistics.reset"
+OFFER_MODEL = f"{SECTION}.model.offer"
 
 DID_SHOW = "textDocument/didShowCompletion"
 DID_PARTIALLY_ACCEPT = "textDocument/didPartiallyAcceptCompletion"
@@ -48,6 +49,7 @@ def register(server: MezzotintServer) -> None:
         (ACCEPTED, on_accepted),
         (STATISTICS, on_statistics),
         (RESET_STATISTICS, on_reset_statistics),
+        (OFFER_MODEL, on_offer_model),
     ):
         server.command(name)(handler)
     for method, handler in (
@@ -294,6 +296,11 @@ def _item_id(params: Any) -> str:
         return str(params.item.command.arguments[0])
     except (AttributeError, IndexError, TypeError):
         return ""
+
+
+def on_offer_model(ls: MezzotintServer, *arguments: Any) -> None:
+    """`mezzotint.model.offer`: ask once more whether to download the model that is not here."""
+    ls.offer_model()
 
 
 def on_statistics(ls: MezzotintServer) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from model import api, engines
+from model.api import hub_id
+from model.backbone.catalogue import KNOWN, checked, resolve, size
 
 _REINSTALL = "run `pip install --force-reinstall mezzotint` with this Python"
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pygls", "starlette", "uvicorn")
@@ -48,10 +50,11 @@ class Check:
     """What to do about it; an advice where nothing is wrong."""
 
 
-def examine(model: Path, device: str) -> Iterator[Check]:
+def examine(model: str | Path, device: str) -> Iterator[Check]:
     """Check everything a completion needs, in the order in which it needs it.
 
-    `model` is a checkpoint directory and `device` what `engines.load` takes.
+    `model` is what a user calls a model (empty: the default one), `device` what `engines.load`
+    takes.
     """
     yield _checked("python", _python, fix="")
     for package in _PACKAGES:
@@ -59,8 +62,8 @@ def examine(model: Path, device: str) -> Iterator[Check]:
     yield _checked("grammars", _grammars, fix=_REINSTALL)
     yield _checked("cpu", _cpu, fix="")
     yield _checked("cuda", _cuda, fix="see the torch check above")
-    train = "reinstall for the shipped one, or make one with `mezzotint train` and give --model"
-    yield _checked("model", partial(_model, model), fix=train)
+    download = "`mezzotint download` gets the default one; another is given by --model"
+    yield _checked("model", partial(_model, model), fix=download)
     private = "`chmod 700` it, or set MEZZOTINT_RUNTIME_DIR to a directory that only you can open"
     yield _checked("runtime folder", _runtime_directory, fix=private)
     again = "mend what it says; the next completion in an editor starts another engine"
@@ -155,11 +158,33 @@ def _cuda() -> Check | str:
 # --- The model ------------------------------------------------------------------------------
 
 
-def _model(directory: Path) -> str:
+def _model(name: str | Path) -> str:
+    path = resolve(name)
+    if path.is_file():
+        return _gguf_file(path)
+    if hub_id(str(name)) is not None and not path.is_dir():
+        return f"{name} is a hub id; the test fill fetches what is not here"
+    return _folder(path)
+
+
+def _gguf_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        is_gguf = stream.read(4) == b"GGUF"
+    if not is_gguf:
+        raise _WrongError(f"{file} is no GGUF file")
+    known = next((each for each in KNOWN.values() if checked(each) == file), None)
+    what = "a GGUF file" if known is None else f"{known.title}, digest checked"
+    licence = "" if known is None else f"; licence: {known.licence}"
+    return f"{file}: {what}, {size(file.stat().st_size)}{licence}"
+
+
+def _folder(directory: Path) -> str:
     try:
         config = json.loads((directory / "config.json").read_text("utf-8"))
         training = ", ".join(f"{k} {v}" for k, v in config.get("training", {}).items())
-        parameters = _num_parameters(directory / "model.safetensors")
+        # A large checkpoint is in several files.
+        weights = sorted(directory.glob("*.safetensors")) or [directory / "model.safetensors"]
+        parameters = sum(map(_num_parameters, weights))
     except FileNotFoundError as error:
         raise _WrongError(f"{error.filename} is missing") from error
     except (ValueError, LookupError, AttributeError, TypeError) as error:
@@ -236,9 +261,10 @@ _TEST = api.InfillRequest(
 )
 
 
-def _test_fill(model: Path, device: str) -> str:
+def _test_fill(model: str | Path, device: str) -> str:
+    path = resolve(model)
     started = time.monotonic()
-    completer = engines.load(model, device=device)
+    completer = engines.load(path, device=device)
     loaded = time.monotonic()
     first, second = asyncio.run(_fill_twice(completer))
     if not second.candidates:

@@ -32,7 +32,6 @@ from typing import Any, Literal
 import platformdirs
 
 from model.api import (
-    SHIPPED_WEIGHTS,
     CheckpointError,
     Completer,
     CompletionError,
@@ -43,10 +42,12 @@ from model.api import (
     EngineUnavailableError,
     InvalidRequestError,
 )
+from model.backbone.catalogue import known
 from model.engines import connect, connect_remote
 
 ENGINE_COMMAND = (sys.executable, "-m", "model.serving")
 
+_OUR_CODE = Path(__file__).parents[1]
 _START_TIMEOUT_S = 60.0
 """How long an engine may take until it listens (the model loads after that)."""
 _RESPAWN_S = 0.5
@@ -89,8 +90,9 @@ class Backoff:
 class EngineProcess:
     """One window's hold on the engine: keeps it running and hands out a `Completer` to it.
 
-    `model_path`: checkpoint directory, empty for the shipped one. `address` tells of an engine that
-    somebody else runs, which is never started from here; it may raise `InvalidRequestError`.
+    `model_path`: of a GGUF file or a checkpoint's folder, empty for the default backbone. `address`
+    tells of an engine that somebody else runs, which is never started from here; it may raise
+    `InvalidRequestError`.
     `on_state` is called in the event loop with every new state, and must not raise.
     """
 
@@ -107,7 +109,7 @@ class EngineProcess:
         if address is not None:
             self._connect = _RemoteEngine(address).connect
         else:
-            model = Path(model_path).expanduser().absolute() if model_path else SHIPPED_WEIGHTS
+            model = Path(model_path).expanduser().absolute() if model_path else known("").path
             self._connect = _LocalEngine(model, device, dtype, idle_unload_minutes).connect
         self._on_state = on_state
         self._state = EngineState(kind="stopped", message="the engine has not been started")
@@ -313,7 +315,7 @@ class _LocalEngine:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 # The editor's directory may hold a package called `model`; ours comes first here.
-                cwd=SHIPPED_WEIGHTS.parents[1],
+                cwd=_OUR_CODE,
                 start_new_session=True,
                 creationflags=_DETACHED,
             )

@@ -15,8 +15,8 @@ from model.api import (
 
 
 class Handover:
-    """An `EngineSource` of two. Both models are in memory for a while; the old one should be
-    small. If the new one cannot be loaded, the old one stays."""
+    """An `EngineSource` of two. Both models are in memory for a while, so that the old one should
+    be a backbone of the catalogue. If the new one cannot be loaded, the old one stays."""
 
     def __init__(self, old: EngineSource, new: EngineSource) -> None:
         self._old: EngineSource | None = old

@@ -31,6 +31,7 @@ from pygls.workspace import PositionCodec, TextDocument
 from lsp_server.api_keys import ApiKeys
 from lsp_server.completion import SUPERSEDED, Completion, Reason, Suggestion
 from lsp_server.confidence import told
+from lsp_server.declined import DeclinedModels
 from lsp_server.documents import (
     LspWorkspace,
     Place,
@@ -44,7 +45,6 @@ from lsp_server.engine_process import EngineState
 from lsp_server.fill import Filler
 from lsp_server.handover import Handover
 from lsp_server.hints import HoleHints
-from lsp_server.hub_models import HubModels
 from lsp_server.parent import process_exists
 from lsp_server.recent_edits import RecentEdits
 from lsp_server.related import RelatedText
@@ -54,7 +54,8 @@ from lsp_server.statistics import SuggestionLog, state_directory
 from lsp_server.status import StatusBoard
 from lsp_server.syntax import SyntaxChecker
 from lsp_server.trigger import is_snippet, refusal
-from model.api import hub_id
+from lsp_server.wanted_model import NoModel, WantedModel, is_named
+from model.backbone.catalogue import KNOWN
 
 logger = logging.getLogger(__name__)
 
@@ -150,13 +151,20 @@ class MezzotintServer(LanguageServer):
         self._engine_generation = 0
         self._session: CompletionSession | None = None
         self._settings: Settings | None = None
-        """Those in force; a hub id in them has become a directory."""
+        """Those in force; a model's name in them has become a path, or nothing where it is not
+        here."""
         self._newest_settings: Settings | None = None
         self._configured = asyncio.Event()
         self._shown_problems: set[str] = set()
         self.initialization_options: object = None
         self.status = StatusBoard(partial(self.protocol.notify, STATUS))
-        self._hub_models = HubModels(self, self.status.model_is, self._take_fetched_model)
+        self._wanted_model = WantedModel(
+            self,
+            DeclinedModels(state_directory()),
+            tell=self.status.model_is,
+            serves=lambda: self._settings is not None and _has_engine(self._settings),
+            on_fetched=self._take_fetched_model,
+        )
         self.suggestions = SuggestionLog(state_directory())
         self._engine_state_changed = asyncio.Event()
         self._filler: Filler | None = None
@@ -210,23 +218,27 @@ class MezzotintServer(LanguageServer):
         return settings
 
     async def _with_a_model_here(self, settings: Settings) -> Settings:
-        """`settings` with a directory in place of a hub id: that of the model so far until the
-        hub's is on this machine."""
-        path = settings.model.path
-        is_wanted = settings.enabled and not settings.engine.url and hub_id(path) is not None
-        directory = await self._hub_models.directory(path if is_wanted else None)
-        if hub_id(path) is None or settings.engine.url:
+        """`settings` with a path in place of a model's name: that of the model so far until the
+        named one is on this machine, and none where there was none."""
+        name = settings.model.path
+        is_wanted = settings.enabled and not settings.engine.url and is_named(name)
+        found = await self._wanted_model.path(name if is_wanted else None)
+        if not is_named(name) or settings.engine.url:
             return settings
         before = self._settings
         has_local = before is not None and not before.engine.url
-        path = str(directory) if directory else before.model.path if before and has_local else ""
+        path = str(found) if found else before.model.path if before and has_local else ""
         return replace(settings, model=replace(settings.model, path=path))
 
-    def _take_fetched_model(self, directory: Path) -> None:
+    def _take_fetched_model(self, path: Path) -> None:
         settings = self._settings
         if settings is not None and self._engine is not None:
-            self._adopt(replace(settings, model=replace(settings.model, path=str(directory))))
+            self._adopt(replace(settings, model=replace(settings.model, path=str(path))))
             self.spawn(self._engine.start())
+
+    def offer_model(self) -> None:
+        """Offer the model that is wanted and not here, also where the user said no before."""
+        self._wanted_model.ask_again()
 
     def _adopt(self, settings: Settings) -> None:
         previous, self._settings = self._settings, settings
@@ -248,13 +260,17 @@ class MezzotintServer(LanguageServer):
         self.status.engine_is(None)
         self._engine_state_changed.set()  # ends the progress of its loading
         self._engine_generation += 1
-        # The one that is being closed still has news, which are nobody's any more.
-        new = self._make_engine(settings, partial(self._on_engine_state, self._engine_generation))
+        if _has_engine(settings):
+            # The one that is being closed still has news, which are nobody's any more.
+            on_state = partial(self._on_engine_state, self._engine_generation)
+            new = self._make_engine(settings, on_state)
+        else:
+            new = NoModel(lambda: self.status.model)
         if old is None:
             return new
         goes_local = settings.model.path and not settings.engine.url
-        if previous is not None and _is_shipped(previous) and goes_local:
-            return Handover(old, new)  # the shipped model is small enough to fit beside another
+        if previous is not None and _is_light(previous) and goes_local:
+            return Handover(old, new)
         self.spawn(old.close())
         return new
 
@@ -346,7 +362,7 @@ class MezzotintServer(LanguageServer):
 
     async def close_engine(self) -> None:
         """Let go of the engine, which may go on to serve other windows."""
-        await self._hub_models.close()
+        await self._wanted_model.close()
         if self._engine is not None:
             await self._engine.close()
 
@@ -360,7 +376,7 @@ class MezzotintServer(LanguageServer):
             if state.kind == "ready":
                 self.spawn(self._engine.finish())
             elif state.kind == "failed":
-                state = replace(state, message=f"{state.message}; the shipped model goes on")
+                state = replace(state, message=f"{state.message}; the model so far goes on")
         self.status.engine_is(state)
         self._engine_state_changed.set()
         if self.status.is_loading and not was_loading:
@@ -435,8 +451,15 @@ def _wants_answers(capabilities: types.ClientCapabilities) -> bool:
             return False
 
 
-def _is_shipped(settings: Settings) -> bool:
-    return not settings.model.path and not settings.engine.url
+def _has_engine(settings: Settings) -> bool:
+    """Whether there is something to complete with: an engine elsewhere, or a model here."""
+    return bool(settings.engine.url or settings.model.path)
+
+
+def _is_light(settings: Settings) -> bool:
+    """Whether the model is small enough to fit in memory beside the next one."""
+    backbones = {str(known.path) for known in KNOWN.values()}
+    return not settings.engine.url and settings.model.path in backbones
 
 
 def _engine_of(settings: Settings) -> tuple[object, object]:

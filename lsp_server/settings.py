@@ -214,9 +214,10 @@ class ModelSettings:
 
     path: str = _setting(
         "",
-        _text("a path or a hub id", r"[^\0]*"),
-        "Checkpoint directory, or hub id (owner/name or owner/name@revision); empty for the "
-        "shipped one.",
+        _text("a path, 0.5b, 1.5b or a hub id", r"[^\0]*"),
+        "The model: a GGUF file, a checkpoint folder, 0.5b, 1.5b, or a hub id (owner/name or "
+        "owner/name@revision). Empty stands for 0.5b. What is not on this machine is offered for "
+        "download.",
     )
     device: str = _setting(
         "auto",

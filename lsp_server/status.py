@@ -31,6 +31,11 @@ class StatusBoard:
         return self._engine
 
     @property
+    def model(self) -> Reason | None:
+        """What is to be known of a model that is wanted and not here."""
+        return self._model
+
+    @property
     def is_loading(self) -> bool:
         """Whether an engine is on its way."""
         return self._engine is not None and self._engine.kind in ("starting", "loading")
@@ -45,7 +50,8 @@ class StatusBoard:
         self._update()
 
     def model_is(self, reason: Reason | None) -> None:
-        """Why the model that the settings ask for is not the one that serves; None when it is."""
+        """Why the model that the settings ask for does not serve, or how far it is; None when it
+        does."""
         self._model = reason
         self._update()
 
@@ -83,7 +89,7 @@ class StatusBoard:
             kind, message = reason.kind, reason.message
         elif engine is not None and self.is_loading:
             kind, message = "normal", engine.message
-        elif reason is not None and (self._model is None or reason.kind != "normal"):
+        elif reason is not None and (self._model is None or self._outweighs_model(reason)):
             kind, message = reason.kind, reason.message
         return {
             "state": self._state(kind),
@@ -94,6 +100,13 @@ class StatusBoard:
             "ms": round(result.ms, 1) if result else None,
             "forwards": result.forwards if result else None,
         }
+
+    def _outweighs_model(self, reason: Reason) -> bool:
+        """Whether the last answer's reason is of more interest than what is told of the model.
+
+        Where no engine is, the reason was the model's state, as it stood then.
+        """
+        return self._engine is not None and reason.kind != "normal"
 
     def _state(self, kind: str) -> State:
         if kind in ("error", "inactive"):

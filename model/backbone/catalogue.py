@@ -128,6 +128,29 @@ def default_backbone() -> Path | None:
     return find(DEFAULT)
 
 
+def resolve(model: str | Path) -> Path:
+    """What a user calls a model, as something that can be loaded: the file of a backbone of the
+    catalogue in place of its name (or of none); a path or a hub id as it is.
+
+    Raises `CheckpointError` for a backbone that is not here.
+    """
+    name = str(model)
+    if not is_known(name):
+        return Path(name).expanduser()
+    found = find(name)
+    if found is None:
+        raise CheckpointError(
+            f"{known(name)} is not on this machine; `{command_for(name)}` gets it"
+        )
+    return found
+
+
+def command_for(name: str) -> str:
+    """The command that gets a model: a backbone by its name, or a checkpoint by its hub id."""
+    is_default = is_known(name) and known(name).name == DEFAULT
+    return "mezzotint download" if is_default else f"mezzotint download {name}"
+
+
 def checked(wanted: Known) -> Path | None:
     """Where this backbone's file lies, if it does and its digest was checked."""
     try:

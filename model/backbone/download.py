@@ -31,6 +31,8 @@ from model.backbone.hub_source import HubSource
 from model.backbone.index_source import IndexSource
 
 _WAIT_S = 0.2
+_PROBE_S = 0.1
+"""Another process may hold the lock for no more than this look at it."""
 _SPARE_BYTES = 16 * 2**20
 _RATE_OVER_S = 10.0
 _REPORT_S = 0.1
@@ -258,22 +260,62 @@ def _alone(
     """No other process of ours writes this file as long as this is open. While one does, its
     progress is ours."""
     wanted.path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(wanted.path.with_name(f"{wanted.file_name}.lock"))
+    lock = _lock(wanted)
     has_told = False
-    while True:
-        try:
-            lock.acquire(timeout=_WAIT_S)
-            break
-        except Timeout:
-            if not has_told:
-                on_note(f"another process fetches {wanted.file_name}; waiting for it")
-                has_told = True
-            with contextlib.suppress(OSError):
-                meter(sum(file.stat().st_size for file in _partial_files(wanted)))
+    while not _taken(lock, _WAIT_S):
+        if not has_told:
+            on_note(f"another process fetches {wanted.file_name}; waiting for it")
+            has_told = True
+        _tell_partial(wanted, meter)
     try:
         yield
     finally:
         lock.release()
+
+
+def is_under_way(wanted: Known) -> bool:
+    """Whether another process fetches it now. Raises `CheckpointError`."""
+    if not wanted.path.parent.is_dir():
+        return False
+    with _told_plainly(wanted):
+        lock = _lock(wanted)
+        is_free = _taken(lock, _PROBE_S)
+        lock.release()
+    return not is_free
+
+
+def wait_for_other(
+    wanted: Known, *, on_progress: Callable[[Progress], None] = lambda _: None
+) -> Path:
+    """Where it lies once another process has fetched it.
+
+    Raises `CheckpointError`, also where that process was stopped.
+    """
+    meter = _Meter(wanted.num_bytes, on_progress)
+    while is_under_way(wanted):
+        _tell_partial(wanted, meter)
+        time.sleep(_WAIT_S)
+    found = checked(wanted)
+    if found is None:
+        raise CheckpointError(f"the download of {wanted.title} was stopped where it was begun")
+    return found
+
+
+def _lock(wanted: Known) -> FileLock:
+    return FileLock(wanted.path.with_name(f"{wanted.file_name}.lock"))
+
+
+def _taken(lock: FileLock, timeout: float) -> bool:
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        return False
+    return True
+
+
+def _tell_partial(wanted: Known, meter: _Meter) -> None:
+    with contextlib.suppress(OSError):
+        meter(sum(file.stat().st_size for file in _partial_files(wanted)))
 
 
 @contextlib.contextmanager

@@ -47,9 +47,10 @@ def http_client(*, proxy: str | None = None, certificates: str | None = None) ->
 
 
 def _trusting(certificates: str) -> ssl.SSLContext:
-    is_folder = Path(certificates).is_dir()
     try:
-        return ssl.create_default_context(**{"capath" if is_folder else "cafile": certificates})
+        if Path(certificates).is_dir():
+            return ssl.create_default_context(capath=certificates)
+        return ssl.create_default_context(cafile=certificates)
     except OSError as error:
         raise SourceError(f"the certificates in {certificates} cannot be read ({error})") from error
 

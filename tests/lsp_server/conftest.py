@@ -19,6 +19,8 @@ from pygls.protocol import default_converter
 from pytest_lsp import LanguageClient
 from pytest_lsp.client import DEFAULT_CLIENT_FEATURES, register_lsp_features
 
+from model.backbone.catalogue import known, seal
+
 # The tests are no package (importmode=importlib), and the session runs this file as a script.
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -170,6 +172,19 @@ def capabilities(
 
 
 StartSession = Callable[..., Awaitable[Session]]
+
+
+@pytest.fixture(autouse=True)
+def default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has the default model: a file of its size without a byte on the disk, which
+    fake engines do not read."""
+    monkeypatch.setenv("MEZZOTINT_MODELS", str(tmp_path / "models"))
+    wanted = known("")
+    wanted.path.parent.mkdir()
+    with wanted.path.open("wb") as file:
+        file.truncate(wanted.num_bytes)
+    seal(wanted).write_text(f"{wanted.sha256}  {wanted.file_name}\n")
+    return wanted.path
 
 
 @pytest.fixture(autouse=True)

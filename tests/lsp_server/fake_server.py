@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lsp_server import model_download
 from lsp_server.engine_process import EngineState
 from lsp_server.launch import run_stdio
 from lsp_server.settings import Settings
@@ -110,7 +113,19 @@ class FakeEngine:
         await self._completer.close()
 
 
+def use_test_backbones() -> None:
+    """Know those that a test has in place of the real ones, and fetch these."""
+    if "MEZZOTINT_TEST_KNOWN" in os.environ:
+        script = Path(__file__).parents[1] / "model" / "backbone" / "fake_sources.py"
+        sys.path.append(str(script.parent))
+        from fake_sources import take_environments_backbones
+
+        take_environments_backbones()
+        model_download.FETCH_COMMAND = (sys.executable, str(script), "fetch-process")
+
+
 def main() -> int:
+    use_test_backbones()
     parser = argparse.ArgumentParser()
     parser.add_argument("--text", action="append", default=[])
     parser.add_argument("--delay-s", type=float, default=0.0)

