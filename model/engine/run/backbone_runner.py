@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.api import EngineOverloadedError
 from model.engine.cache.page_pool import KeyValueShape, PagePool, StreamRows
-from model.engine.cache.page_tree import PAGE_SIZE, PageTable, PageTree
+from model.engine.cache.page_tree import PAGE_SIZE, PageTable, PageTree, Reservation
 from model.engine.draft.stream import Stream
 from model.engine.run.forward import Forward, Rows
 
@@ -125,7 +125,19 @@ class BackboneRunner:
         Nothing is kept yet: see `keep`. After an error it may be called again, with a smaller
         batch, say (`is_out_of_memory`).
         """
-        tables = [_table(new.stream) for new in batch]
+        self._ran, self._batch = self._rows_of(batch), list(batch)
+        wanted = [
+            self._ran.hidden[row, len(new.tokens) - new.num_logits : len(new.tokens)]
+            for row, new in enumerate(batch)
+        ]
+        counts = [len(each) for each in wanted]
+        if not sum(counts):
+            return wanted
+        return list(self.forward.logits(torch.cat(wanted)).split(counts))
+
+    def _rows_of(self, batch: Items[NewRows]) -> Rows:
+        """One forward; the n-th token of the b-th stream has the place (b, n)."""
+        tables = [table_of(new.stream) for new in batch]
         rows = self._alone if len(batch) == 1 else self._together
         room = max(t.length + len(new.tokens) for t, new in zip(tables, batch, strict=True))
         rows.load(tables, room)
@@ -144,18 +156,7 @@ class BackboneRunner:
             visible[row, :num, : table.length] = True
             visible[row, :num, num_kept : num_kept + num] = seen
         device = self.device
-        self._ran = self.forward.rows(
-            ids.to(device), positions.to(device), past, visible.to(device)
-        )
-        self._batch = list(batch)
-        wanted = [
-            self._ran.hidden[row, len(new.tokens) - new.num_logits : len(new.tokens)]
-            for row, new in enumerate(batch)
-        ]
-        counts = [len(each) for each in wanted]
-        if not sum(counts):
-            return wanted
-        return list(self.forward.logits(torch.cat(wanted)).split(counts))
+        return self.forward.rows(ids.to(device), positions.to(device), past, visible.to(device))
 
     @torch.inference_mode()
     def keep(self, index: int, rows: Items[int]) -> None:
@@ -171,18 +172,22 @@ class BackboneRunner:
             self._make_room_for(stream)
         try:
             self._forget(reservation.new_pages)
-            held = self._alone if len(self._batch) == 1 else self._together
             num_cached = reservation.cached.length
             if num_cached < len(tokens):
-                held.reload(index, reservation.cached)
-                chosen = torch.tensor(rows[num_cached - start :], device=self.device)
-                kv = self._ran.kv[:, :, index].index_select(3, chosen)
-                held.store(index, reservation.table, num_cached, kv)
+                self._store(index, rows[num_cached - start :], reservation)
         except BaseException:
             self.cache.cancel(reservation)
             raise
         old, stream.table = stream.table, self.cache.commit(reservation)
         self.cache.release(old)
+
+    def _store(self, index: int, rows: Items[int], reservation: Reservation) -> None:
+        """Put rows of the last forward behind what is cached of a reserved stream."""
+        assert self._ran is not None
+        held = self._alone if len(self._batch) == 1 else self._together
+        held.reload(index, reservation.cached)
+        kv = self._ran.kv[:, :, index].index_select(3, torch.tensor(rows, device=self.device))
+        held.store(index, reservation.table, reservation.cached.length, kv)
 
     def _make_room_for(self, stream: Stream) -> None:
         """Close the stream that matters least, or raise `EngineOverloadedError`."""
@@ -209,7 +214,8 @@ def ancestors(parents: Items[int]) -> Tensor:
     return seen
 
 
-def _table(stream: Stream) -> PageTable:
+def table_of(stream: Stream) -> PageTable:
+    """Where an open stream lies."""
     assert stream.table is not None, "the stream is not open"
     return stream.table
 
