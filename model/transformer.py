@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import KeyValue, rotary_tables, rotate
+KeyValue = tuple[Tensor, Tensor]
+"""Keys (already rotated) and values, each (B, G, L, D)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,22 @@ class TransformerConfig:
             raise ValueError(f"the head dimension {self.head_dim} must be even for rotation")
         if (self.attention == "block-causal") != (self.block_size > 0):
             raise ValueError(f"attention {self.attention!r} with a block size {self.block_size}")
+
+
+def rotary_tables(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin (num_positions, head_dim) of rotary embeddings (RoFormer, arXiv 2104.09864),
+    in the half-split order of Llama checkpoints."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys by tables already gathered at their positions, (B, 1, L, D) or
+    (L, D)."""
+    first, second = x_BHLD.chunk(2, dim=-1)
+    return x_BHLD * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class Layer(nn.Module):

@@ -22,12 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import KeyValue
 from model.engine.canvas.layout import CANVAS_SIZES
 from model.engine.canvas.sequence import CanvasSequence
 from model.engine.run.memory import is_out_of_memory
 from model.families.layout import OpenLayout
-from model.transformer import Transformer, visibility
+from model.transformer import KeyValue, Transformer, visibility
 
 ContextCache = Literal["none", "dual"]
 """What a full-attention model keeps of a context between steps."""
