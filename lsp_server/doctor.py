@@ -190,9 +190,8 @@ def _folder(directory: Path) -> str:
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise _WrongError(f"{directory} holds a damaged checkpoint ({error})") from error
     num_bytes = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
-    return (
-        f"{directory}: {parameters / 1e6:.2f} M parameters, {num_bytes / 1e6:.1f} MB on disk; "
-        f"training: {training or 'not told'}"
+    return f"{directory}: {parameters / 1e6:.2f} M parameters, {num_bytes / 1e6:.1f} MB on disk" + (
+        f"; training: {training}" if training else ""
     )
 
 

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from model.api import CheckpointError
-from model.backbone.catalogue import DEFAULT, KNOWN, Known, is_known, known, models_directory, size
+from model.api import CheckpointError, hub_id
+from model.backbone.catalogue import DEFAULT, KNOWN, Known, known, models_directory, size
 from model.backbone.download import Downloaded, Progress, copy, download, missing_bytes
 
 _LINE_EVERY_S = 10.0
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fetch the model that `argv` names; returns the exit status."""
     args = _parse(argv)
     try:
-        if is_known(args.model):
+        if hub_id(args.model) is None:
             found = _get_known(known(args.model), args.copied)
             path, sha256, source, num_bytes = (
                 found.path, found.sha256, found.source, found.num_bytes,
@@ -80,7 +80,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="end with a JSON line")
     args = parser.parse_args(argv)
-    if args.copied is not None and not is_known(args.model):
+    if args.copied is not None and hub_id(args.model) is not None:
         parser.error(f"--from takes one of {', '.join(KNOWN)}; another checkpoint needs no copying")
     return args
 

@@ -10,8 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from model.api import CheckpointError
 
 DEFAULT = "0.5b"
@@ -105,7 +103,8 @@ def known(name: str) -> Known:
     found = KNOWN.get(name.lower() or DEFAULT)
     if found is None:
         raise CheckpointError(
-            f"there is no backbone called {name}; those with a name are {', '.join(KNOWN)}"
+            f"there is no model called {name}; those with a name are {', '.join(KNOWN)}, and one of "
+            "the Hugging Face hub is owner/name or owner/name@revision"
         )
     return found
 
@@ -171,6 +170,8 @@ def models_directory() -> Path:
     override = os.environ.get("MEZZOTINT_MODELS", "")
     if override:
         return Path(override).expanduser().absolute()
+    import platformdirs  # the doctor has to tell where it is missing
+
     return platformdirs.user_data_path("mezzotint") / "models"
 
 

@@ -28,9 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from model.api import CheckpointError
+from model.api import CheckpointError, hub_id
 from model.backbone import download as backbones
-from model.backbone.catalogue import Known, is_known, known
+from model.backbone.catalogue import Known, known
 
 _REPORT_S = 0.2
 
@@ -38,10 +38,10 @@ _REPORT_S = 0.2
 def main(name: str) -> int:
     """Fetch the model `name`; the exit status."""
     agreed = threading.Event()
-    leave = _leave if is_known(name) else _leave_hub
+    leave = _leave if hub_id(name) is None else _leave_hub
     threading.Thread(target=_read_stdin, args=(agreed, leave), daemon=True).start()
     try:
-        if is_known(name):
+        if hub_id(name) is None:
             _fetch_known(known(name), agreed)
         else:
             _fetch_from_hub(name, agreed)

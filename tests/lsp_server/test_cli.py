@@ -293,13 +293,14 @@ def test_ctrl_c_while_denoising_exits_with_130_quietly_and_closes_the_model(
     assert completer.closed
 
 
-def test_the_shipped_model_completes_a_real_file():
-    """The whole way: a new process, torch, the checkpoint in model/weights."""
+def test_a_model_completes_a_real_file(tiny_backbone_folder: Path):
+    """The whole way: a new process, torch, a checkpoint; it is random, and so is what it says."""
     source = Path(__file__).parents[2] / "lsp_server" / "cli.py"
     line = source.read_text("utf-8").splitlines().index("from __future__ import annotations") + 1
     command = [sys.executable, "-m", "lsp_server", "complete", f"{source}:{line}:6"]
+    command += ["--model", str(tiny_backbone_folder)]
     done = subprocess.run(
-        [*command, "--until", f"{line}:16", "--steps", "4", "--json", "--film"],
+        [*command, "--until", f"{line}:16", "--json", "--film"],
         capture_output=True,
         encoding="utf-8",
         timeout=120,
@@ -309,6 +310,17 @@ def test_the_shipped_model_completes_a_real_file():
     assert answer["forwards"] >= 1
     assert done.returncode == (0 if answer["candidates"] else 1), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_model_the_command_that_gets_one_is_told(
+    tmp_path: Path, default_model: Path, capsys: pytest.CaptureFixture[str]
+):
+    default_model.unlink()
+    path = written(tmp_path, "x = \n")
+    assert main(["complete", f"{path}:1:5"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("mezzotint: Qwen2.5-Coder-0.5B-Instruct (Q4_K_M), 491 MB; licence: ")
+    assert said.endswith(" is not on this machine; `mezzotint download` gets it\n")
 
 
 # The film and the result in its place

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from lsp_server.cli import main
 from lsp_server.doctor import Check, examine
 from model import api, engines
+from model.backbone.catalogue import known
 
 
 class FakeCompleter:
@@ -50,11 +51,11 @@ def checkpoint(tmp_path: Path) -> Path:
     return directory
 
 
-def checks(model: Path) -> dict[str, Check]:
+def checks(model: str | Path) -> dict[str, Check]:
     return {check.name: check for check in examine(model, "auto")}
 
 
-def failed(model: Path) -> list[str]:
+def failed(model: str | Path) -> list[str]:
     return [name for name, check in checks(model).items() if not check.ok]
 
 
@@ -130,6 +131,42 @@ def test_every_cuda_device_is_named(checkpoint: Path):
     assert checks(checkpoint)["cuda"].detail == "cuda:0 is H000, cuda:1 is H100"
 
 
+def test_the_default_model_is_told_with_its_digest_and_licence(
+    default_model: Path, checkpoint: Path
+) -> None:
+    default_model.write_bytes(b"GGUF")
+    os.truncate(default_model, known("").num_bytes)
+    model = checks("")["model"]
+    assert model.ok
+    assert f"{default_model}: Qwen2.5-Coder-0.5B-Instruct" in model.detail
+    assert "digest checked, 491 MB; licence: Apache-2.0" in model.detail
+
+
+def test_a_default_model_that_is_not_here_is_told_with_the_command_that_gets_it(
+    default_model: Path, checkpoint: Path
+) -> None:
+    default_model.unlink()
+    model = checks("")["model"]
+    assert not model.ok
+    assert "491 MB; licence: Apache-2.0 is not on this machine" in model.detail
+    assert "`mezzotint download` gets the default one" in model.fix
+    assert failed("") == ["model", "test fill"]
+
+
+def test_a_gguf_file_is_known_by_its_first_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.gguf"
+    file.write_bytes(b"GGUF" + bytes(2_000_000))
+    assert checks(file)["model"].detail == f"{file}: a GGUF file, 2 MB"
+    file.write_bytes(b"PK\x03\x04")
+    assert checks(file)["model"].detail == f"{file} is no GGUF file"
+
+
+def test_the_files_of_a_large_checkpoint_are_counted_together(checkpoint: Path) -> None:
+    first = checkpoint / "model.safetensors"
+    (checkpoint / "model-00002-of-00002.safetensors").write_bytes(first.read_bytes())
+    assert "0.04 M parameters" in checks(checkpoint)["model"].detail
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
@@ -151,7 +188,7 @@ def test_a_missing_or_damaged_checkpoint_is_described(
     model = checks(checkpoint)["model"]
     assert not model.ok
     assert said in model.detail
-    assert "mezzotint train" in model.fix
+    assert "`mezzotint download` gets the default one" in model.fix
 
 
 def test_weights_that_end_too_early_are_noticed(checkpoint: Path):

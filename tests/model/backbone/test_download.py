@@ -331,7 +331,7 @@ def test_names_are_found_by_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> No
     assert default_backbone() is find("0.5B") is find("") is None
     download(TINY, sources=[HUB])
     assert default_backbone() == find("0.5B") == find("") == TINY.path
-    with pytest.raises(CheckpointError, match=r"no backbone called 3b; .* are 0\.5b, 1\.5b"):
+    with pytest.raises(CheckpointError, match=r"no model called 3b; .* are 0\.5b, 1\.5b"):
         find("3b")
     TINY.path.write_bytes(DATA[:-1])
     assert default_backbone() is None

@@ -159,7 +159,7 @@ def test_a_file_is_taken_without_a_network(fake: FakeSources, start: Start, tmp_
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        (["3b"], 1, "there is no checkpoint directory 3b, and it is not a hub id either"),
+        (["3b"], 1, "there is no model called 3b; those with a name are 0.5b, 1.5b, and one"),
         (["--from", "/no/such"], 1, "No such file or directory: /no/such"),
         (["a/b", "--from", "x"], 2, "--from takes one of 0.5b, 1.5b"),
     ],
