@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from model.engine.model_runner import ModelRunner
 
 from model.denoiser import Denoiser, Role
 from model.engine import cpu_choice
 from model.engine.cpu_choice import BUDGET_S, cpu_runner, fastest_threads, lay_out_for_products
-from model.engine.model_runner import ModelRunner
 
 
 class Machine:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from canvases import between_random_streams, uncached
+from model.engine.model_runner import ModelRunner
 
 from model.denoiser import Denoiser
-from model.engine.engine import Engine
-from model.engine.model_runner import ModelRunner
+from model.engine.canvas.layout import CanvasLayout
 from model.engine.canvas.sampler import Vocabulary
 from model.engine.canvas.sequence import Fill, FilledHoles, Sequence
-from model.engine.canvas.layout import CanvasLayout
+from model.engine.engine import Engine
 from model.tokenizer import CodeTokenizer
 
 if find_spec("openvino") is None:

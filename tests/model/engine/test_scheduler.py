@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.api import EngineOverloadedError
-from model.engine.scheduler import RECOVERY_STEPS, Scheduler
-from model.engine.canvas.sequence import Fill, FilledHoles, SamplingParams, Sequence
 from model.engine.canvas.layout import CanvasLayout
+from model.engine.canvas.sequence import CanvasFill, CanvasParams, CanvasSequence
+from model.engine.fill import Fill, FilledHoles, Sequence
+from model.engine.scheduler import RECOVERY_STEPS, Scheduler
 
-GREEDY = SamplingParams()
+GREEDY = CanvasParams()
 DONE = FilledHoles(((),), (1.0,), True)
 
 
@@ -20,14 +21,14 @@ def fill(
     size: int = 16,
     *,
     num_candidates: int = 1,
-    params: SamplingParams = GREEDY,
+    params: CanvasParams = GREEDY,
     client: str = "",
     urgent: bool = False,
     replaces: tuple[str, str] | None = None,
     deadline: float | None = None,
 ) -> Fill:
     layout = CanvasLayout((size,))
-    new = Fill(
+    new = CanvasFill(
         prefix=[1],
         suffix=[1],
         layout=layout,
@@ -38,7 +39,7 @@ def fill(
         deadline=deadline,
     )
     new.sequences = [
-        Sequence(
+        CanvasSequence(
             fill=new,
             params=params,
             prefix=[1],
@@ -92,8 +93,8 @@ class TestSchedule:
         assert fills_of(scheduler_with(asked, larger).schedule()) == [asked]
         assert fills_of(scheduler_with(asked, asked_larger).schedule()) == [asked, asked_larger]
 
-    def test_autoregressive_sequences_join_whatever_the_canvases(self) -> None:
-        canvas, stream = fill(128), fill(0, params=SamplingParams(policy="autoregressive"))
+    def test_sequences_without_a_canvas_join_whatever_the_canvases(self) -> None:
+        canvas, stream = fill(128), fill(0)
         assert fills_of(scheduler_with(canvas, stream).schedule()) == [canvas, stream]
         assert fills_of(scheduler_with(stream, canvas).schedule()) == [stream, canvas]
 

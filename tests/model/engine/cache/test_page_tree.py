@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from model.engine.cache.page_tree import PAGE_SIZE, PageTable, PageTree, shared_length
 
-PREFIX, SUFFIX = 0, 1
 NUM_PAGES = 8
 LONG = list(range(100, 100 + 3 * PAGE_SIZE))
 """Exactly three pages."""
@@ -21,18 +20,16 @@ STREAMS = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 20)), min_size=1,
 )
 
 
-def opened(tree: PageTree, tokens: list[int], role: int = PREFIX) -> tuple[PageTable, int]:
+def opened(tree: PageTree, tokens: list[int]) -> tuple[PageTable, int]:
     """Open a stream as the runner does: its table, and how many tokens had to be encoded."""
-    reservation = tree.reserve(role, tokens)
+    reservation = tree.reserve(tokens)
     assert reservation is not None
     return tree.commit(reservation), len(tokens) - reservation.cached.length
 
 
-def encoded(
-    tree: PageTree, tokens: list[int], role: int = PREFIX, held: Iterable[PageTable] = ()
-) -> int:
+def encoded(tree: PageTree, tokens: list[int], held: Iterable[PageTable] = ()) -> int:
     """Tokens that had to be encoded for a stream that is closed again, while others are `held`."""
-    table, count = opened(tree, tokens, role)
+    table, count = opened(tree, tokens)
     tree.release(table)
     tree.check_integrity(held)
     return count
@@ -43,7 +40,6 @@ class Held:
     """One open stream."""
 
     table: PageTable
-    role: int
     tokens: list[int]
 
 
@@ -53,24 +49,21 @@ class TreeAndMemory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.tree = PageTree(NUM_PAGES)
-        self.memory: list[list[tuple[int, int] | None]] = [
-            [None] * PAGE_SIZE for _ in range(NUM_PAGES)
-        ]
+        self.memory: list[list[int | None]] = [[None] * PAGE_SIZE for _ in range(NUM_PAGES)]
         self.held: list[Held] = []
 
-    def read(self, table: PageTable) -> list[tuple[int, int] | None]:
+    def read(self, table: PageTable) -> list[int | None]:
         return [place for page in table.pages for place in self.memory[page]][: table.length]
 
-    @rule(role=st.sampled_from([PREFIX, SUFFIX]), tokens=STREAMS, fails=st.booleans())
-    def open(self, role: int, tokens: list[int], fails: bool) -> None:
+    @rule(tokens=STREAMS, fails=st.booleans())
+    def open(self, tokens: list[int], fails: bool) -> None:
         in_use = {page for held in self.held for page in held.table.pages}
-        reservation = self.tree.reserve(role, tokens)
+        reservation = self.tree.reserve(tokens)
         if reservation is None:
             assert len(in_use) + -(-len(tokens) // PAGE_SIZE) > NUM_PAGES
             return
         assert in_use.isdisjoint(reservation.new_pages)  # eviction never takes a page in use
-        # A pair (role, token) stands for keys and values, which depend on both.
-        wanted = [(role, token) for token in tokens]
+        wanted = list(tokens)
         start = reservation.cached.length
         assert self.read(reservation.cached) == wanted[:start]
         if fails:
@@ -81,7 +74,7 @@ class TreeAndMemory(RuleBasedStateMachine):
             page = contents[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
             if start < len(tokens):
                 self.memory[reservation.table.pages[index]] = list(page)
-        self.held.append(Held(self.tree.commit(reservation), role, tokens))
+        self.held.append(Held(self.tree.commit(reservation), tokens))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -96,7 +89,7 @@ class TreeAndMemory(RuleBasedStateMachine):
     @invariant()
     def what_is_in_use_is_unchanged(self) -> None:
         for held in self.held:
-            assert self.read(held.table) == [(held.role, token) for token in held.tokens]
+            assert self.read(held.table) == held.tokens
 
 
 TestTreeAndMemory = TreeAndMemory.TestCase
@@ -136,7 +129,7 @@ class TestOneStreamThatChanges:
     def test_an_edit_inside_a_page_copies_its_first_tokens(self) -> None:
         tree = PageTree(NUM_PAGES)
         old, _ = opened(tree, LONG)
-        reservation = tree.reserve(PREFIX, [*LONG[:20], 7, 8])
+        reservation = tree.reserve([*LONG[:20], 7, 8])
         assert reservation is not None
         assert reservation.cached == PageTable(old.pages[:2], 20)
         assert reservation.table.pages[0] == old.pages[0]
@@ -157,11 +150,6 @@ class TestOneStreamThatChanges:
         tree = PageTree(3)
         tables = {opened(tree, LONG)[0] for _ in range(5)}
         assert len(tables) == 1
-
-    def test_roles_share_nothing(self) -> None:
-        tree = PageTree(NUM_PAGES)
-        encoded(tree, LONG)
-        assert encoded(tree, LONG, SUFFIX) == len(LONG)
 
 
 class TestEviction:
@@ -191,7 +179,7 @@ class TestEviction:
         tree = PageTree(5)
         held, _ = opened(tree, LONG)
         encoded(tree, [1, 2, 3], held=[held])
-        assert tree.reserve(PREFIX, [9] * 3 * PAGE_SIZE) is None
+        assert tree.reserve([9] * 3 * PAGE_SIZE) is None
         tree.check_integrity([held])
         assert encoded(tree, [1, 2, 3], held=[held]) == 0
 
@@ -206,7 +194,7 @@ class TestEviction:
     def test_a_cancelled_stream_leaves_what_was_there(self) -> None:
         tree = PageTree(3)
         encoded(tree, LONG[:20])
-        reservation = tree.reserve(PREFIX, LONG)
+        reservation = tree.reserve(LONG)
         assert reservation is not None
         tree.cancel(reservation)
         tree.check_integrity([])
@@ -221,7 +209,7 @@ class TestMisuse:
 
     def test_an_empty_stream_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="at least one token"):
-            PageTree(2).reserve(PREFIX, [])
+            PageTree(2).reserve([])
 
     def test_releasing_twice_is_an_error(self) -> None:
         tree = PageTree(2)

@@ -10,11 +10,8 @@ from model.engine.canvas.layout import (
     MIN_CONTEXT_CHUNK,
     CanvasLayout,
     fitted,
-    prefix_stream,
-    suffix_stream,
     tokens_to_drop,
 )
-from model.tokenizer import CodeTokenizer
 
 MASK, END = -1, -2  # not ids of any text
 TOKENS = st.lists(st.integers(0, 999), max_size=12)
@@ -25,29 +22,6 @@ def layouts(draw: st.DrawFn) -> CanvasLayout:
     slots = draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
     between = [tuple(draw(TOKENS)) for _ in slots[1:]]
     return CanvasLayout(tuple(slots), tuple(between))
-
-
-class TestStreams:
-    def test_both_end_with_the_token_beside_the_hole(self, tokenizer: CodeTokenizer) -> None:
-        python = tokenizer.language_id("python")
-        assert prefix_stream(tokenizer, [7, 8, 9], "python", starts_file=True) == [
-            python, tokenizer.file_start_id, 7, 8, 9,
-        ]  # fmt: skip
-        assert suffix_stream(tokenizer, [7, 8, 9], "python", ends_file=True) == [
-            python, tokenizer.file_end_id, 9, 8, 7,
-        ]  # fmt: skip
-
-    def test_a_window_has_no_file_edge(self, tokenizer: CodeTokenizer) -> None:
-        go = tokenizer.language_id("go")
-        assert prefix_stream(tokenizer, [7, 8], "go", starts_file=False) == [go, 7, 8]
-        assert suffix_stream(tokenizer, [7, 8], "go", ends_file=False) == [go, 8, 7]
-
-    @given(before=TOKENS, typed=TOKENS)
-    def test_typing_appends_to_the_prefix_stream(
-        self, tokenizer: CodeTokenizer, before: list[int], typed: list[int]
-    ) -> None:
-        old = prefix_stream(tokenizer, before, "python", starts_file=True)
-        assert prefix_stream(tokenizer, before + typed, "python", starts_file=True) == old + typed
 
 
 class TestDropping:
@@ -86,42 +60,6 @@ class TestCanvasLayout:
         between = [i for text in layout.between for i in text]
         assert [i for i, c in zip(ids, clamped, strict=True) if c] == between
         assert all(ids[slot] == MASK for slot in in_holes)
-
-    @given(layout=layouts(), data=st.data())
-    def test_the_target_fills_what_is_blank_and_leaves_what_is_clamped(
-        self, layout: CanvasLayout, data: st.DataObject
-    ) -> None:
-        truth = [data.draw(TOKENS) for _ in layout.slots]
-        blank, clamped = layout.blank(MASK)
-        target, weights = layout.target(truth, END)
-        assert len(target) == len(weights) == layout.size
-        for slot in range(layout.size):
-            assert clamped[slot] == (weights[slot] == 0.0)
-            if clamped[slot]:
-                assert target[slot] == blank[slot]
-        for tokens, hole in zip(truth, layout.holes(), strict=True):
-            content = [target[slot] for slot in hole]
-            assert content[: len(tokens)] == tokens[: len(hole)]
-            assert set(content[len(tokens) :]) <= {END}
-
-    @given(layout=layouts(), data=st.data())
-    def test_the_loss_of_a_hole_weighs_its_tokens_its_end_and_one_for_the_tail(
-        self, layout: CanvasLayout, data: st.DataObject
-    ) -> None:
-        truth = [data.draw(TOKENS) for _ in layout.slots]
-        _, weights = layout.target(truth, END)
-        for tokens, hole in zip(truth, layout.holes(), strict=True):
-            free = max(0, len(hole) - len(tokens))
-            expected = min(len(tokens), len(hole)) + min(free, 2)
-            assert sum(weights[slot] for slot in hole) == pytest.approx(expected)
-
-    def test_a_hole_longer_than_its_slots_is_cut_and_has_no_end(self) -> None:
-        assert CanvasLayout((3,)).target([[5, 6, 7, 8]], END) == ([5, 6, 7], [1.0, 1.0, 1.0])
-
-    def test_an_empty_hole_is_all_end(self) -> None:
-        ids, weights = CanvasLayout((4,)).target([[]], END)
-        assert ids == [END] * 4
-        assert weights == pytest.approx([1.0, 1 / 3, 1 / 3, 1 / 3])
 
     def test_typed_tokens_are_clamped_at_the_start_of_the_first_hole(self) -> None:
         layout = CanvasLayout((3, 2), ((9,),))

@@ -8,19 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.api import InvalidRequestError
-from model.engine.engine import Engine
+from model.engine.canvas.decoder import CanvasDecoder
+from model.engine.canvas.layout import CanvasLayout
 from model.engine.canvas.length import (
     ExpandDelete,
-    LearnedEnd,
     LengthPolicy,
     LengthSearch,
     expected_confidence,
     mean_log_probability,
 )
 from model.engine.canvas.sampler import Vocabulary
-from model.engine.canvas.sequence import Fill, FilledHoles, SamplingParams, Sequence
-from model.engine.canvas.layout import CanvasLayout
+from model.engine.canvas.sequence import CanvasFill as CanvasFill
+from model.engine.canvas.sequence import CanvasParams
+from model.engine.canvas.sequence import CanvasSequence as CanvasSequence
+from model.engine.engine import Engine
+from model.engine.fill import FilledHoles
 
 V, MASK, END, DELETE, EXPAND = 20, 19, 18, 17, 16
 TIMEOUT_S = 60
@@ -33,7 +35,7 @@ Wanted = dict[int, tuple[int, float]]
 class ScriptedRunner:
     """A runner whose canvases want what a script says of each step."""
 
-    script: Callable[[Sequence], Wanted]
+    script: Callable[[CanvasSequence], Wanted]
     max_context: int = 64
     vocab_size: int = V
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -41,7 +43,7 @@ class ScriptedRunner:
     canvases: list[list[int]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def denoise(self, batch: list[Sequence]) -> Tensor:
+    def denoise(self, batch: list[CanvasSequence]) -> Tensor:
         logits = torch.zeros(len(batch), max(len(s.canvas) for s in batch), V)
         for row, sequence in enumerate(batch):
             self.canvases.append([i for i in sequence.canvas if i != END])
@@ -50,34 +52,29 @@ class ScriptedRunner:
                     logits[row, slot, token] = strength
         return logits
 
-    def open_contexts(self, batch: list[Sequence]) -> list[Sequence]:
-        return batch
-
-    def close_context(self, sequence: Sequence) -> None: ...
+    def close_context(self, sequence: CanvasSequence) -> None: ...
     def check_integrity(self) -> None: ...
     def drop_cache(self) -> None: ...
-    def decides(self, sequence: Sequence) -> bool:
-        return False
 
-    def next_logits(self, batch: list[Sequence]) -> Tensor:
+    def next_logits(self, batch: list[CanvasSequence]) -> Tensor:
         raise NotImplementedError
 
 
 @pytest.fixture
-def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fill]]]:
+def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, CanvasFill]]]:
     engines: list[Engine] = []
 
     def fill_with(
         policy: LengthPolicy,
-        script: Callable[[Sequence], Wanted],
-        *params: SamplingParams,
+        script: Callable[[CanvasSequence], Wanted],
+        *params: CanvasParams,
         max_new_tokens: int = 12,
         typed: tuple[int, ...] = (),
         between: tuple[tuple[int, ...], ...] = (),
         num_wanted: int | None = 1,
         deadline: float | None = None,
         min_confidence: float = 0.0,
-    ) -> tuple[list[FilledHoles], ScriptedRunner, Fill]:
+    ) -> tuple[list[FilledHoles], ScriptedRunner, CanvasFill]:
         runner = ScriptedRunner(script)
         forbidden = torch.zeros(V, dtype=torch.bool)
         forbidden[MASK] = True
@@ -89,15 +86,15 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
             special_ids=frozenset((MASK, END, DELETE, EXPAND)),
             forbidden=forbidden,
         )
-        engines.append(engine := Engine(runner, words, policy))  # type: ignore[arg-type]
+        engines.append(engine := Engine(CanvasDecoder(runner, words, policy)))  # type: ignore[arg-type]
         layout = CanvasLayout.for_holes(max_new_tokens, between, typed=len(typed))
-        fill = Fill(
+        fill = CanvasFill(
             prefix=[0, 1],
             suffix=[0, 2],
             layout=layout,
             typed=typed,
             params=policy.candidates(
-                params or (SamplingParams(at_least="surest"),), layout, max_new_tokens, follows=True
+                params or (CanvasParams(at_least="surest"),), layout, max_new_tokens, follows=True
             ),
             canvas_slots=lambda _: 128,
             num_wanted=num_wanted,
@@ -112,7 +109,7 @@ def run() -> Iterator[Callable[..., tuple[list[FilledHoles], ScriptedRunner, Fil
         engine.close()
 
 
-def by_step(*steps: Wanted) -> Callable[[Sequence], Wanted]:
+def by_step(*steps: Wanted) -> Callable[[CanvasSequence], Wanted]:
     return lambda sequence: steps[min(sequence.step, len(steps) - 1)]
 
 
@@ -157,7 +154,7 @@ class TestExpandDelete:
 
     def test_it_starts_long_and_never_longer_than_allowed(self, run: Callable[..., tuple]) -> None:
         policy = ExpandDelete(EXPAND, DELETE)
-        assert policy.candidates((SamplingParams(),), LAYOUT, 500, follows=True)[0].length == 64
+        assert policy.candidates((CanvasParams(),), LAYOUT, 500, follows=True)[0].length == 64
         script = by_step({i: (EXPAND, 30.0) for i in range(12)})
         (output,), runner, _ = run(policy, script, max_new_tokens=12)
         assert len(output.holes[0]) == 12
@@ -176,12 +173,12 @@ class TestExpandDelete:
     ) -> None:
         noise = torch.Generator().manual_seed(seed)
 
-        def script(sequence: Sequence) -> Wanted:
+        def script(sequence: CanvasSequence) -> Wanted:
             tokens = torch.randint(0, V - 1, (len(sequence.canvas),), generator=noise).tolist()
             tokens = [EXPAND if t > 13 else DELETE if t > 11 else t for t in tokens]
             return {slot: (token, 5.0) for slot, token in enumerate(tokens)}
 
-        params = SamplingParams(steps=seed) if seed else SamplingParams()
+        params = CanvasParams(steps=seed) if seed else CanvasParams()
         (output,), _, _ = run(
             ExpandDelete(EXPAND, DELETE, start=7), script, params, typed=(3, 4, 5)
         )
@@ -210,14 +207,14 @@ class TestExpandDelete:
 
     def test_a_given_length_stays_as_it_is(self, run: Callable[..., tuple]) -> None:
         script = by_step({i: (EXPAND if i % 2 else DELETE, 30.0) for i in range(9)})
-        (output,), _, _ = run(ExpandDelete(EXPAND, DELETE), script, SamplingParams(length=5))
+        (output,), _, _ = run(ExpandDelete(EXPAND, DELETE), script, CanvasParams(length=5))
         assert len(output.holes[0]) == 5
         assert not {EXPAND, DELETE} & set(output.holes[0])
 
 
 class TestLengthSearch:
     def test_the_length_whose_first_step_is_surest_wins(self, run: Callable[..., tuple]) -> None:
-        def script(sequence: Sequence) -> Wanted:
+        def script(sequence: CanvasSequence) -> Wanted:
             strength = 30.0 if sequence.params.length == 4 else 3.0
             return {slot: (slot, strength) for slot in range(len(sequence.canvas))}
 
@@ -227,7 +224,7 @@ class TestLengthSearch:
         assert [s.params.length for s in fill.sequences] == [1, 2, 4, 6, 8, 12]
 
     def test_several_holes_are_tried_at_one_length_each(self, run: Callable[..., tuple]) -> None:
-        def script(sequence: Sequence) -> Wanted:
+        def script(sequence: CanvasSequence) -> Wanted:
             strength = 30.0 if sequence.params.length == 2 else 3.0
             return {slot: (slot % 16, strength) for slot in range(len(sequence.canvas))}
 
@@ -246,7 +243,7 @@ class TestLengthSearch:
     def test_all_that_are_wanted_come_back(self, run: Callable[..., tuple]) -> None:
         script = lambda s: {slot: (slot, 1.0) for slot in range(len(s.canvas))}  # noqa: E731
         outputs, _, _ = run(
-            LengthSearch(num_kept=1), script, SamplingParams(), SamplingParams(seed=1), num_wanted=2
+            LengthSearch(num_kept=1), script, CanvasParams(), CanvasParams(seed=1), num_wanted=2
         )
         assert len({len(output.holes[0]) for output in outputs}) == 2
         assert outputs[0].score >= outputs[1].score
@@ -260,7 +257,7 @@ class TestLengthSearch:
     def test_when_time_is_up_the_most_promising_length_answers(
         self, run: Callable[..., tuple]
     ) -> None:
-        def script(sequence: Sequence) -> Wanted:
+        def script(sequence: CanvasSequence) -> Wanted:
             time.sleep(0.02)
             strength = 2.0 if sequence.params.length == 6 else 1.0
             return {slot: (slot, strength) for slot in range(len(sequence.canvas))}
@@ -276,18 +273,10 @@ class TestLengthSearch:
     ) -> None:
         script = lambda s: {slot: (slot, 1.0) for slot in range(len(s.canvas))}  # noqa: E731
         outputs, _, _ = run(
-            LengthSearch(), script, SamplingParams(), SamplingParams(length=3), num_wanted=None
+            LengthSearch(), script, CanvasParams(), CanvasParams(length=3), num_wanted=None
         )
         assert 3 in {len(output.holes[0]) for output in outputs}
 
     def test_where_nothing_follows_the_model_writes_its_end(self) -> None:
-        params = (SamplingParams(),)
+        params = (CanvasParams(),)
         assert LengthSearch().candidates(params, LAYOUT, 64, follows=False) == params
-
-
-def test_autoregressive_decoding_is_refused_by_models_that_only_denoise() -> None:
-    params = (SamplingParams(policy="autoregressive"),)
-    assert LearnedEnd().candidates(params, LAYOUT, 8, follows=True) == params
-    for policy in (LearnedEnd(is_causal=False), ExpandDelete(EXPAND, DELETE), LengthSearch()):
-        with pytest.raises(InvalidRequestError, match="no causal reading"):
-            policy.candidates(params, LAYOUT, 8, follows=True)

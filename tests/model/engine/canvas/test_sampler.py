@@ -16,7 +16,7 @@ from model.engine.canvas.policies import (
     policy_of,
 )
 from model.engine.canvas.sampler import CanvasBatch, SamplingRows, Vocabulary, decide, pick
-from model.engine.canvas.sequence import SamplingParams
+from model.engine.canvas.sequence import CanvasParams
 
 CPU = torch.device("cpu")
 MASK, END, OTHER_SPECIAL = 0, 1, 2
@@ -39,7 +39,7 @@ def likes(*favourites: int, strength: float = 6.0) -> torch.Tensor:
 
 def canvas_batch(
     canvases: list[list[int]],
-    params: list[SamplingParams],
+    params: list[CanvasParams],
     *,
     holes: list[list[int]] | None = None,
     fixed: list[list[bool]] | None = None,
@@ -64,7 +64,7 @@ def canvas_batch(
 def step_of(
     logits: torch.Tensor,
     canvas: list[int],
-    params: SamplingParams,
+    params: CanvasParams,
     *,
     holes: list[int] | None = None,
     step: int = 0,
@@ -96,8 +96,8 @@ def canvases(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 
 
 @st.composite
-def sampling(draw: st.DrawFn) -> SamplingParams:
-    return SamplingParams(
+def sampling(draw: st.DrawFn) -> CanvasParams:
+    return CanvasParams(
         steps=draw(st.none() | st.integers(1, 8)),
         policy=draw(st.sampled_from(["threshold", "entropy", "factor", "left-to-right"])),
         threshold=draw(st.sampled_from([0.0, 0.3, 0.9, 1.0])),
@@ -126,7 +126,7 @@ def assert_well_formed(canvas: list[int], holes: list[int]) -> None:
 class TestAnyStep:
     @given(canvas=canvases(), params=sampling(), step=st.integers(0, 9), seed=st.integers(0, 999))
     def test_decides_a_masked_slot_and_changes_no_other(
-        self, canvas: tuple[list[int], list[int]], params: SamplingParams, step: int, seed: int
+        self, canvas: tuple[list[int], list[int]], params: CanvasParams, step: int, seed: int
     ) -> None:
         ids, holes = canvas
         _, after = step_of(random_logits(seed, len(ids)), ids, params, holes=holes, step=step)
@@ -135,7 +135,7 @@ class TestAnyStep:
 
     @given(canvas=canvases(), params=sampling(), seed=st.integers(0, 999))
     def test_leads_to_a_canvas_whose_holes_end_once_and_hold_no_forbidden_id(
-        self, canvas: tuple[list[int], list[int]], params: SamplingParams, seed: int
+        self, canvas: tuple[list[int], list[int]], params: CanvasParams, seed: int
     ) -> None:
         ids, holes = canvas
         step = 0
@@ -149,7 +149,7 @@ class TestAnyStep:
 
     @given(canvas=canvases(), params=sampling(), seed=st.integers(0, 999))
     def test_is_reproducible(
-        self, canvas: tuple[list[int], list[int]], params: SamplingParams, seed: int
+        self, canvas: tuple[list[int], list[int]], params: CanvasParams, seed: int
     ) -> None:
         ids, holes = canvas
         logits = random_logits(seed, len(ids))
@@ -165,13 +165,13 @@ class TestAnyStep:
     ) -> None:
         logits = likes(3, 4).repeat(2, 1, 1)
         logits[1, 1, 5] = bad
-        canvases = canvas_batch([[MASK, MASK]] * 2, [SamplingParams(temperature=temperature)] * 2)
+        canvases = canvas_batch([[MASK, MASK]] * 2, [CanvasParams(temperature=temperature)] * 2)
         assert decide(canvases, logits, VOCABULARY).tolist() == [False, True]
 
     def test_logits_of_decided_slots_do_not_matter(self) -> None:
         logits = likes(3, 4)
         logits[0] = float("nan")
-        assert step_of(logits, [5, MASK], SamplingParams())[1] == [5, 4]
+        assert step_of(logits, [5, MASK], CanvasParams())[1] == [5, 4]
 
     @given(data=st.data(), seed=st.integers(0, 999), size=st.integers(1, 4))
     def test_a_row_gets_what_it_gets_alone_whatever_else_is_in_the_batch(
@@ -194,18 +194,18 @@ class TestAnyStep:
             torch.testing.assert_close(found, torch.tensor(confidence))
 
     def test_generates_no_end_in_a_row_of_known_length(self) -> None:
-        canvases = canvas_batch([[MASK] * 3], [SamplingParams(threshold=0.0)], no_end=True)
+        canvases = canvas_batch([[MASK] * 3], [CanvasParams(threshold=0.0)], no_end=True)
         decide(canvases, likes(3, END, END)[None], VOCABULARY)
         assert END not in canvases.ids
 
 
 class TestEnds:
-    all_at_once = SamplingParams(threshold=0.0)
+    all_at_once = CanvasParams(threshold=0.0)
 
     def test_everything_behind_an_end_becomes_end(self) -> None:
-        _, after = step_of(likes(3, END, 4), [MASK] * 3, SamplingParams(threshold=0.99))
+        _, after = step_of(likes(3, END, 4), [MASK] * 3, CanvasParams(threshold=0.99))
         assert after == [3, MASK, MASK]  # one slot at a time: nothing has ended yet
-        _, after = step_of(likes(3, END, 4), [3, MASK, MASK], SamplingParams(threshold=0.99))
+        _, after = step_of(likes(3, END, 4), [3, MASK, MASK], CanvasParams(threshold=0.99))
         assert after == [3, END, END]
 
     def test_an_end_surer_than_the_tokens_behind_it_wins(self) -> None:
@@ -229,11 +229,11 @@ class TestEnds:
     def test_an_end_behind_an_open_slot_waits_however_sure_it_is(self) -> None:
         logits = likes(3, 4, END, END)
         logits[:2] /= 4  # unsure tokens before two sure ends
-        _, after = step_of(logits, [MASK] * 4, SamplingParams(threshold=0.9))
+        _, after = step_of(logits, [MASK] * 4, CanvasParams(threshold=0.9))
         assert after == [3, MASK, MASK, MASK]
 
     def test_an_end_right_behind_what_the_step_commits_is_committed_with_it(self) -> None:
-        _, after = step_of(likes(3, 4, END, END), [MASK] * 4, SamplingParams(threshold=0.9))
+        _, after = step_of(likes(3, 4, END, END), [MASK] * 4, CanvasParams(threshold=0.9))
         assert after == [3, 4, END, END]
 
     def test_an_end_does_not_reach_into_another_hole(self) -> None:
@@ -268,14 +268,14 @@ class TestThresholdPolicy:
         assert selected(policy, [-1.0, 0.2, 0.4, 0.3]) == [False, False, True, False]
 
     def test_rows_may_differ_in_which_one_that_is(self) -> None:
-        params = [SamplingParams(threshold=1.0, at_least=one) for one in ("leftmost", "surest")]
+        params = [CanvasParams(threshold=1.0, at_least=one) for one in ("leftmost", "surest")]
         policy = policy_of(params, torch.device("cpu"))
         slots = OpenSlots(torch.tensor([[0.2, 0.4]] * 2), None, torch.zeros(2, 1))
         assert policy.select(slots).tolist() == [[True, False], [False, True]]
 
     @given(tokens=st.lists(st.sampled_from(ORDINARY), min_size=1, max_size=16))
     def test_0_commits_a_canvas_without_conflicts_at_once(self, tokens: list[int]) -> None:
-        _, after = step_of(likes(*tokens), [MASK] * len(tokens), SamplingParams(threshold=0.0))
+        _, after = step_of(likes(*tokens), [MASK] * len(tokens), CanvasParams(threshold=0.0))
         assert after == tokens
 
 
@@ -387,7 +387,7 @@ class TestLeftToRightPolicy:
     def test_a_canvas_fills_one_slot_a_step_from_the_left_and_ends_at_its_first_end(
         self, seed: int
     ) -> None:
-        ids, params = [MASK] * 10, SamplingParams(policy="left-to-right")
+        ids, params = [MASK] * 10, CanvasParams(policy="left-to-right")
         for slot in range(10):
             _, ids = step_of(random_logits(seed + slot, 10), ids, params)
             if END in ids:
@@ -398,7 +398,7 @@ class TestLeftToRightPolicy:
 
 
 class TestRemasking:
-    doubting = SamplingParams(threshold=0.5, remask=0.2)
+    doubting = CanvasParams(threshold=0.5, remask=0.2)
 
     def test_a_token_the_model_no_longer_believes_is_open_again(self) -> None:
         canvases = canvas_batch([[5, MASK, 4]], [self.doubting])
@@ -416,7 +416,7 @@ class TestRemasking:
         self, canvas: tuple[list[int], list[int]], seed: int, remask: float
     ) -> None:
         ids, holes = canvas
-        canvases = canvas_batch([ids], [SamplingParams(remask=remask)], holes=[holes])
+        canvases = canvas_batch([ids], [CanvasParams(remask=remask)], holes=[holes])
         clamped = torch.tensor([[token not in (MASK,) for token in ids]])
         canvases.fixed = clamped
         steps = 0
@@ -431,8 +431,8 @@ class TestRemasking:
 class TestDrawing:
     def test_a_tiny_temperature_is_greedy(self) -> None:
         logits = random_logits(3, 12)[None]
-        greedy = pick(logits, SamplingRows([SamplingParams()], CPU), torch.tensor([[0]]))[0]
-        cold = SamplingRows([SamplingParams(temperature=1e-30, seed=5)], CPU)
+        greedy = pick(logits, SamplingRows([CanvasParams()], CPU), torch.tensor([[0]]))[0]
+        cold = SamplingRows([CanvasParams(temperature=1e-30, seed=5)], CPU)
         assert pick(logits, cold, torch.tensor([[0]]))[0].tolist() == greedy.tolist()
 
     def test_seeds_and_steps_draw_differently(self) -> None:
@@ -440,7 +440,7 @@ class TestDrawing:
         draws = {
             tuple(pick(logits, rows, torch.tensor([[step]]))[0][0].tolist())
             for rows in (
-                SamplingRows([SamplingParams(temperature=1.0, seed=seed)], CPU) for seed in range(3)
+                SamplingRows([CanvasParams(temperature=1.0, seed=seed)], CPU) for seed in range(3)
             )
             for step in range(3)
         }
@@ -449,7 +449,7 @@ class TestDrawing:
     def test_draws_each_token_as_often_as_its_tempered_probability_says(self) -> None:
         temperature, num_slots = 2.0, 40_000
         logits = torch.tensor([0.0, 1.0, 2.0, 4.0, float("-inf")]).expand(1, num_slots, 5)
-        rows = SamplingRows([SamplingParams(temperature=temperature, seed=7)], CPU)
+        rows = SamplingRows([CanvasParams(temperature=temperature, seed=7)], CPU)
         tokens = pick(logits, rows, torch.tensor([[0]]))[0][0]
         shares = torch.bincount(tokens, minlength=5) / num_slots
         expected = (logits[0, 0] / temperature).softmax(-1)
@@ -460,14 +460,14 @@ class TestDrawing:
     def test_top_p_leaves_the_smallest_set_that_reaches_it(self) -> None:
         logits = torch.tensor([0.5, 0.1, 0.3, 0.1]).log().expand(1, 2_000, 4)
         for top_p, drawn in ((0.4, {0}), (0.6, {0, 2}), (1.0, {0, 1, 2, 3})):
-            params = SamplingParams(temperature=1.0, top_p=top_p, seed=3)
+            params = CanvasParams(temperature=1.0, top_p=top_p, seed=3)
             tokens = pick(logits, SamplingRows([params], CPU), torch.tensor([[0]]))[0]
             assert set(tokens[0].tolist()) == drawn
 
     def test_confidence_is_the_models_own_probability(self) -> None:
         logits = random_logits(4, 6)
         confidence, after = step_of(
-            logits, [MASK] * 6, SamplingParams(threshold=0.0, temperature=5.0, seed=1)
+            logits, [MASK] * 6, CanvasParams(threshold=0.0, temperature=5.0, seed=1)
         )
         expected = logits.masked_fill(FORBIDDEN, float("-inf")).softmax(-1)
         for slot, (found, token) in enumerate(zip(confidence, after, strict=True)):

@@ -14,27 +14,26 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from model.engine.kernels import head, layer, paged_attention
+from model.engine.run.float8 import MIN_CAPABILITY
 
 BF16, FP32, INT = "*bf16", "*fp32", "*i32"
-TILES = {"top_ptr": FP32, "token_ptr": INT, "total_ptr": FP32, "moment_ptr": FP32}
 POINTERS = {
-    "pages_ptr": INT, "lengths_ptr": INT, "canvas_lengths_ptr": INT, "partial_ptr": FP32,
-    "lse_ptr": FP32, "order_ptr": INT, "num_wanted_ptr": INT, "no_end_ptr": "*u8",
-    "forbidden_ptr": "*u8", "tokens_ptr": "*i64", "confidence_ptr": FP32, "entropy_ptr": FP32,
-    "left_cos_ptr": FP32, "left_sin_ptr": FP32, "right_cos_ptr": FP32, "right_sin_ptr": FP32,
-    **TILES,
+    "pages_ptr": INT, "lengths_ptr": INT, "visible_ptr": "*u8", "partial_ptr": FP32,
+    "lse_ptr": FP32, "logits_ptr": FP32, "cos_ptr": FP32, "sin_ptr": FP32, "scale_ptr": FP32,
+    "rows_ptr": "*fp8e4nv",
 }  # fmt: skip
+FLOATS = ("scale", "eps", "largest_float8", "smallest_entry")
 KERNELS = [
     (paged_attention._attend_split, {"DIM": 64, "ROWS": 64, "KEYS": 64, "PAGE": 16}),
     (paged_attention._attend_split, {"DIM": 128, "ROWS": 32, "KEYS": 64, "PAGE": 16}),
     (paged_attention._combine, {"DIM": 64, "ROWS": 16}),
     (head._head_tile, {"ROWS": 32, "TOKENS": 64, "DIMS": 64}),
-    (head._merge, {"TILES": 128}),
-    (layer._split_rotate, {"HALF": 32, "NORM": True}),
-    (layer._split_rotate, {"HALF": 64, "NORM": False}),
-    (layer._add_norm, {"SIZE": 256}),
+    (layer._split_rotate, {"HALF": 32, "BLOCK": 32, "BIAS": True, "NORM": False}),
+    (layer._split_rotate, {"HALF": 64, "BLOCK": 64, "BIAS": False, "NORM": True}),
+    (layer._add_norm, {"SIZE": 1024}),
     (layer._swiglu, {"SIZE": 1024}),
 ]
+FLOAT8_KERNELS = [(layer._quantised, {"SIZE": 1024})]
 
 
 def compile_kernel(kernel, constants: dict[str, int], capability: int):  # type: ignore[no-untyped-def]
@@ -46,7 +45,7 @@ def compile_kernel(kernel, constants: dict[str, int], capability: int):  # type:
         elif name.endswith("_ptr"):
             signature[name] = POINTERS.get(name, BF16)
         else:
-            signature[name] = "fp32" if name in ("scale", "eps") else "i32"
+            signature[name] = "fp32" if name in FLOATS else "i32"
     aligned = [i for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")]
     attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
     source = ASTSource(kernel, signature, constants, attributes)
@@ -55,7 +54,8 @@ def compile_kernel(kernel, constants: dict[str, int], capability: int):  # type:
 
 def main() -> None:
     capability = int(sys.argv[1])
-    for kernel, constants in KERNELS:
+    has_float8 = capability >= 10 * MIN_CAPABILITY[0] + MIN_CAPABILITY[1]
+    for kernel, constants in KERNELS + (FLOAT8_KERNELS if has_float8 else []):
         compiled = compile_kernel(kernel, constants, capability)
         print(kernel.fn.__name__, compiled.metadata.shared)
 

@@ -26,6 +26,6 @@ def test_every_kernel_compiles_and_fits_the_shared_memory(capability: int, tmp_p
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     kernels = [line.split() for line in done.stdout.splitlines()]
-    assert len(kernels) == 9
+    assert len(kernels) == (8 if capability < 89 else 9)
     for name, shared in kernels:
         assert int(shared) <= SHARED_BYTES[capability], name

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.engine.canvas.layout import CanvasLayout
+from model.engine.canvas.sequence import CanvasFill as CanvasFill
+from model.engine.canvas.sequence import CanvasParams
+from model.engine.canvas.sequence import CanvasSequence as CanvasSequence
 from model.engine.run.joint_runner import IDLE_CONTEXTS, ContextCache, JointRunner
-from model.engine.canvas.sequence import Fill, SamplingParams, Sequence
 from model.families.layout import OpenLayout
 from model.families.tokenizer import FillInTheMiddle
-from model.engine.canvas.layout import CanvasLayout
 from model.transformer import Transformer, TransformerConfig, visibility
 
 VOCAB, MASK, EOS = 40, 39, 38
@@ -59,22 +61,24 @@ def runner_of(config: TransformerConfig, cache: ContextCache = "none") -> JointR
 
 def sequence_of(
     runner: JointRunner, prefix: list[int], suffix: list[int], length: int | None = None
-) -> Sequence:
+) -> CanvasSequence:
     layout = runner.layout
     blocks = runner.model.config.attention == "block-causal"
 
-    def to_edge(s: Sequence) -> int:
+    def to_edge(s: CanvasSequence) -> int:
         return layout.slots_to_edge(s.prefix, s.suffix, len(s.committed))
 
-    fill = Fill(
-        prefix=layout.prefix_stream(prefix, "", starts_file=True),
-        suffix=layout.suffix_stream(suffix, "", ends_file=True),
+    fill = CanvasFill(
+        prefix=layout.prefix_stream(prefix),
+        suffix=layout.suffix_stream(suffix),
         layout=CanvasLayout((16,)),
         canvas_slots=to_edge if blocks else lambda _: 128,
     )
-    params = SamplingParams(length=length)
+    params = CanvasParams(length=length)
     end_id = EOS if length is None else VOCAB
-    return Sequence.of(fill, params, mask_id=MASK, end_id=end_id, max_context=runner.max_context)
+    return CanvasSequence.of(
+        fill, params, mask_id=MASK, end_id=end_id, max_context=runner.max_context
+    )
 
 
 def alone(runner: JointRunner, ids: list[int]) -> Tensor:
@@ -134,7 +138,7 @@ def test_a_batch_of_all_sizes_is_computed_as_each_alone(kind: str) -> None:
         torch.testing.assert_close(together[row, :size], separately[:size])
 
 
-def decide(sequence: Sequence, token: int) -> None:
+def decide(sequence: CanvasSequence, token: int) -> None:
     slot = sequence.canvas.index(MASK)
     sequence.canvas[slot] = token
 
