@@ -103,8 +103,8 @@ def known(name: str) -> Known:
     found = KNOWN.get(name.lower() or DEFAULT)
     if found is None:
         raise CheckpointError(
-            f"there is no model called {name}; those with a name are {', '.join(KNOWN)}, and one of "
-            "the Hugging Face hub is owner/name or owner/name@revision"
+            f"there is no model called {name}; those with a name are {', '.join(KNOWN)}, and one "
+            "of the Hugging Face hub is owner/name or owner/name@revision"
         )
     return found
 
