@@ -111,16 +111,21 @@ class GgufFile:
         raw = np.frombuffer(
             self._content, np.uint8, blocks * size, stored.start + first // block * size
         )
+        groups = raw.reshape(math.gcd(blocks, 16), -1)
         try:
-            values = dequantize(
-                _typed(raw.reshape(math.gcd(blocks, 16), -1), stored.kind), stored.kind
-            )
+            with np.errstate(all="ignore"):  # a damaged scale is found below
+                found = dequantize(_typed(groups, stored.kind), stored.kind)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {name} is stored as {stored.kind.name}, which cannot be "
                 "dequantised; take another quantisation of this model, Q4_K_M say"
             ) from error
-        return torch.from_numpy(np.array(values, dtype=np.float32).ravel())
+        values = torch.from_numpy(np.array(found, dtype=np.float32).ravel())
+        if not math.isfinite(values.sum().item()):
+            raise CheckpointError(
+                f"{self.path} is damaged: tensor {name} holds what is no number; download it again"
+            )
+        return values
 
 
 def _typed(raw: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> npt.NDArray[Any]:
