@@ -96,7 +96,8 @@ class InfillRequest:
     candidates: int = 1
     """How many different fills to try for; duplicates are merged, so fewer may come back."""
     prefix_tokens: int = 768
-    """The most tokens of `prefix` that are read; whole lines go at its far edge."""
+    """The most tokens of `prefix` that are read, but for the cursor's line, which may come on top;
+    whole lines go at its far edge."""
     suffix_tokens: int = 128
     """The most tokens of `suffix` that are read."""
     max_lines: int | None = None

@@ -75,10 +75,10 @@ class Prompt:
         heal = _healed(tokenizer, before)
         kept = before[: len(before) - heal]
         line_starts = _line_starts(tokenizer, kept)
-        # By the cursor's line: what is typed in it moves nothing.
+        # By where the cursor's line begins: what is typed in it moves nothing.
         start = _start_of_far(line_starts[-1], prefix_tokens, line_starts)
         border = _start_of_near(line_starts[-1], start, line_starts)
-        start = max(start, len(kept) - prefix_tokens)  # a line longer than the budget
+        start = max(start, len(kept) - most_tokens(prefix_tokens))  # a very long line
         border = max(start, border)
         after, num_left = _whole_lines(tokenizer, suffix, suffix_tokens)
         far, near = kept[start:border], kept[border:]
@@ -105,6 +105,12 @@ class Prompt:
             ids=self.ids[len(self.far) :],
             dropped=self.dropped + len(self.far),
         )
+
+
+def most_tokens(budget: int) -> int:
+    """How many tokens of the prefix are read at most: the cursor's line comes on top of the budget,
+    up to a part of it."""
+    return budget + budget // FAR_STEPS
 
 
 def _healed(tokenizer: PromptTokenizer, ids: Sequence[int]) -> int:

@@ -184,7 +184,7 @@ class BackboneCompleter(EngineCompleter):
             self._tokenizer,
             request.prefix + request.typed,
             request.suffix,
-            prefix_tokens=min(request.prefix_tokens, room - suffix_tokens),
+            prefix_tokens=min(request.prefix_tokens, (room - suffix_tokens) * 4 // 5),
             suffix_tokens=suffix_tokens,
         )
         # An empty document has nothing to read; a text's end is where another one begins.
