@@ -16,7 +16,7 @@ from typing import Any
 
 from lsp_server.context import DocumentError
 from model.api import CompletionError
-from model.evaluation import calibration, generation, infilling, n_grams, repair, sweep
+from model.evaluation import calibration, generation, infilling, repair, sweep
 from model.evaluation.sandbox import SandboxError
 
 COMMANDS = {
@@ -25,7 +25,6 @@ COMMANDS = {
     "sweep": sweep,
     "calibration": calibration,
     "repair": repair,
-    "n-grams": n_grams,
 }
 """The subcommands that share one shape, by name."""
 

@@ -25,7 +25,6 @@ from model.evaluation.decoding import (
     Fill,
     add_model_arguments,
     add_policy_arguments,
-    choice_of,
     decoding_of,
     fill_all,
     open_completer,
@@ -53,8 +52,7 @@ SCORES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "minimum": min,
 }
 """Ways to make one confidence of the probabilities that tokens and end were committed with. (The
-engine's is the product.) The committed text cannot simply be scored anew in one further forward:
-a slot that is no longer masked shows the network the answer."""
+engine's is the product.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +102,11 @@ def run(args: argparse.Namespace) -> Figures:
             suffix=hole.suffix,
             language=hole.source.language,
             middle=hole.middle,
-            starts_file=hole.starts_file,
-            ends_file=hole.ends_file,
         )
         for hole in holes
     ]
-    fills, interrupted = fill_all(open_completer(args), requests, choice_of(args.decoding))
+    completer = open_completer(args)
+    fills, interrupted = fill_all(completer, requests)
     pairs = list(zip(holes, fills, strict=False))
     exact = np.array([fill.text == hole.middle for hole, fill in pairs])
     scored = {name: _scores(fills, score) for name, score in SCORES.items()}
@@ -125,7 +122,7 @@ def run(args: argparse.Namespace) -> Figures:
         "decoding": args.decoding.label,
         "scores": {name: _as_json(r) for name, r in reliabilities.items()},
         "thresholds": thresholds(curve),
-        "circumstances": circumstances(args),
+        "circumstances": circumstances(args, completer),
         "rows": [_row(hole, fill) for hole, fill in pairs],
     })  # fmt: skip
     _draw(reliabilities, curve, len(pairs), args)
@@ -145,6 +142,10 @@ def _figures(rated: Reliability, pairs: Sequence[tuple[Hole, Fill]], exact: Bool
         "auroc": None if rated.auroc is None else round(rated.auroc, 4),
         "exact_match": share(int(exact.sum()), len(exact)),
         "n": len(exact),
+        "forwards_mean": share(sum(fill.forwards for _, fill in pairs), len(pairs)),
+        "tokens_per_forward": share(
+            sum(fill.tokens for _, fill in pairs), sum(fill.forwards for _, fill in pairs)
+        ),
         "by_kind": {
             kind: share(int(exact[chosen].sum()), int(chosen.sum()))
             for kind, chosen in of_kind.items()
@@ -175,6 +176,7 @@ def _row(hole: Hole, fill: Fill) -> Figures:
         "confidence": round(fill.confidence, 4),
         "probabilities": [round(p, 4) for p in fill.probabilities],
         "forwards": fill.forwards,
+        "tokens": fill.tokens,
     }
 
 

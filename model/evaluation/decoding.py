@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,11 +14,14 @@ from typing import Literal, get_args
 from tqdm import tqdm
 
 from model import api, engines
-from model.evaluation.syntax import parses
+from model.backbone.catalogue import DEFAULT
 
 logger = logging.getLogger(__name__)
 
-Policy = Literal["fixed", "threshold", "entropy", "factor", "left-to-right", "autoregressive"]
+Policy = Literal[
+    "verified", "autoregressive", "fixed", "threshold", "entropy", "factor", "left-to-right"
+]
+"""As in `model.api`, and `fixed`: a canvas in a fixed number of steps."""
 
 _DEFAULTS = api.InfillRequest(prefix="")
 
@@ -30,7 +33,8 @@ class Decoding:
     Raises `ValueError` or `InvalidRequestError` when its values do not go together.
     """
 
-    policy: Policy = "threshold"
+    policy: Policy | None = None
+    """None: the model's own way."""
     steps: int | None = None
     """`fixed`: denoising steps of a canvas."""
     threshold: float = _DEFAULTS.threshold
@@ -38,20 +42,16 @@ class Decoding:
     factor: float = _DEFAULTS.factor
     oracle_length: bool = False
     """Tell the model how many tokens the true text has."""
-    lengths: tuple[int, ...] = ()
-    """Lengths to try beside the model's own; the candidate of the best score is taken."""
-    checked: bool = False
-    """Of several candidates take the best one with which the whole text parses."""
-    n_grams: bool = True
-    """Let what the document repeats weigh in."""
+    max_lines: int | None = None
+    """Tell the model how many lines are wanted at most."""
     priority: Literal["auto", "manual"] = "auto"
+    prefix_tokens: int = _DEFAULTS.prefix_tokens
+    suffix_tokens: int = _DEFAULTS.suffix_tokens
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
         if (self.policy == "fixed") != (self.steps is not None):
             raise ValueError("the policy 'fixed' and a number of steps go together")
-        if self.checked and not self.lengths:
-            raise ValueError("the syntax check chooses among several fills; name further lengths")
         self.request(prefix="")
 
     @property
@@ -62,43 +62,33 @@ class Decoding:
             "entropy": f" {self.entropy_bound:g}",
             "factor": f" {self.factor:g}",
             "fixed": f" {self.steps}",
-        }.get(self.policy, "")
-        return f"{self.policy}{parameter}{self._length_label}"
-
-    @property
-    def _length_label(self) -> str:
+        }.get(self.policy or "", "")
+        label = (self.policy or "the model's own") + parameter
         if self.oracle_length:
-            return ", oracle length"
-        label = f", best of {1 + len(self.lengths)} lengths" if self.lengths else ""
-        return label + ", checked" * self.checked + ", no n-grams" * (not self.n_grams)
+            label += ", oracle length"
+        elif self.max_lines is not None:
+            label += f", at most {self.max_lines} lines"
+        return label
 
     def request(
-        self,
-        *,
-        prefix: str,
-        suffix: str = "",
-        language: str = "",
-        middle: str = "",
-        starts_file: bool = True,
-        ends_file: bool = True,
+        self, *, prefix: str, suffix: str = "", language: str = "", middle: str = ""
     ) -> api.InfillRequest:
         """The request for a hole that truly holds `middle`. The texts go in as they are, cut where
         the cursor is, also inside a word. An empty middle has no length to tell."""
         return api.InfillRequest(
             prefix=prefix,
             suffix=suffix,
-            starts_file=starts_file,
-            ends_file=ends_file,
             language=language,
             max_new_tokens=self.max_new_tokens,
+            prefix_tokens=self.prefix_tokens,
+            suffix_tokens=self.suffix_tokens,
+            max_lines=self.max_lines,
             steps=self.steps,
-            policy="threshold" if self.policy == "fixed" else self.policy,
+            policy=None if self.policy == "fixed" else self.policy,
             threshold=self.threshold,
             entropy_bound=self.entropy_bound,
             factor=self.factor,
             length_of=middle if self.oracle_length and middle else None,
-            lengths=self.lengths,
-            n_grams=self.n_grams,
             priority=self.priority,
         )
 
@@ -118,36 +108,8 @@ class Fill:
     """In the engine."""
 
 
-Choice = Callable[[api.InfillRequest, Sequence[api.Candidate]], api.Candidate]
-"""Which candidate of an answer to take."""
-
-
-def the_first(_request: api.InfillRequest, candidates: Sequence[api.Candidate]) -> api.Candidate:
-    """The engine's best."""
-    return candidates[0]
-
-
-def the_best_that_parses(
-    request: api.InfillRequest, candidates: Sequence[api.Candidate]
-) -> api.Candidate:
-    """The best one that is not blank and with which the whole text is a program; where there is
-    none, or no parser knows the language, the engine's best."""
-    sound = (
-        candidate
-        for candidate in candidates
-        if candidate.text.strip()
-        and parses(request.prefix + candidate.text + request.suffix, request.language)
-    )
-    return next(sound, candidates[0])
-
-
-def choice_of(decoding: Decoding) -> Choice:
-    """How a decoding chooses."""
-    return the_best_that_parses if decoding.checked else the_first
-
-
 def fill_all(
-    completer: api.Completer, requests: Sequence[api.InfillRequest], choice: Choice = the_first
+    completer: api.Completer, requests: Sequence[api.InfillRequest]
 ) -> tuple[list[Fill], bool]:
     """Fill holes greedily, one after the other, so that times are those of a lone user; closes the
     completer. Returns the fills, and whether Ctrl-C left the last requests without one.
@@ -156,7 +118,7 @@ def fill_all(
     """
     fills: list[Fill] = []
     try:
-        asyncio.run(_fill_into(fills, completer, requests, choice))
+        asyncio.run(_fill_into(fills, completer, requests))
     except KeyboardInterrupt:
         if not fills:
             raise
@@ -166,15 +128,12 @@ def fill_all(
 
 
 async def _fill_into(
-    fills: list[Fill],
-    completer: api.Completer,
-    requests: Sequence[api.InfillRequest],
-    choice: Choice,
+    fills: list[Fill], completer: api.Completer, requests: Sequence[api.InfillRequest]
 ) -> None:
     try:
         for request in tqdm(requests, desc="filling", unit="hole", smoothing=0.1):
             result = await completer.complete(request)
-            best = choice(request, result.candidates)
+            best = result.candidates[0]
             fills.append(
                 Fill(
                     text=best.text,
@@ -197,8 +156,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model runs, and where."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", type=Path, default=api.SHIPPED_WEIGHTS, metavar="PATH",
-        help="checkpoint directory (the shipped one)",
+        "--model", type=Path, default=Path(DEFAULT), metavar="MODEL",
+        help="a backbone's name, a GGUF file or a checkpoint directory (%(default)s)",
     )  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
@@ -215,7 +174,7 @@ def open_completer(args: argparse.Namespace) -> api.Completer:
     return engines.load(args.model, device=args.device, dtype=args.dtype)
 
 
-def add_length_arguments(parser: argparse.ArgumentParser) -> None:
+def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     """What every decoding of a run has in common."""
     defaults = Decoding()
     group = parser.add_argument_group("decoding")
@@ -223,34 +182,36 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
         "--oracle-length", action="store_true", help="tell the model the true number of tokens"
     )
     group.add_argument(
-        "--lengths", type=int, nargs="+", default=[], metavar="N",
-        help="also try fills of N tokens each, and take the one of the best score",
-    )  # fmt: skip
-    group.add_argument(
-        "--checked", action="store_true",
-        help="take the best fill with which the whole text parses (with --lengths)",
-    )  # fmt: skip
-    group.add_argument(
-        "--no-n-grams", action="store_true", help="do not let what a document repeats weigh in"
+        "--max-lines", type=int, metavar="N", help="tell the model that N lines are wanted at most"
     )
+    group.add_argument(
+        "--prefix-tokens", type=int, default=defaults.prefix_tokens, metavar="N",
+        help="the most that is read before the hole (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--suffix-tokens", type=int, default=defaults.suffix_tokens, metavar="N",
+        help="the most that is read behind it (%(default)s)",
+    )  # fmt: skip
     group.add_argument(
         "--max-new-tokens", type=int, default=defaults.max_new_tokens, metavar="N",
         help="the longest fill (%(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--priority", choices=("auto", "manual"), default=defaults.priority,
-        help="first canvas of 32 slots, as while typing, or of 64, as on demand (%(default)s)",
+        help="for models that fill canvases: a first one of 32 slots, as while typing, or of 64, "
+        "as on demand (%(default)s)",
     )  # fmt: skip
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """The decoding of a run that has one."""
     defaults = Decoding()
-    add_length_arguments(parser)
+    add_request_arguments(parser)
     group = parser.add_argument_group("policy")
     group.add_argument(
-        "--policy", choices=get_args(Policy), help=f"which slots a step commits ({defaults.policy})"
-    )
+        "--policy", choices=get_args(Policy),
+        help="how tokens are decided (verified with a backbone, threshold without one)",
+    )  # fmt: skip
     group.add_argument("--steps", type=int, metavar="T", help="steps of a canvas (--policy fixed)")
     group.add_argument(
         "--threshold", type=float, metavar="P",
@@ -266,11 +227,6 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help="commit the n surest slots that are surer than 1 - F / (n + 1) (--policy factor; "
         f"{defaults.factor:g})",
     )  # fmt: skip
-    group.add_argument(
-        "--autoregressive", action="store_true",
-        help="the same as --policy autoregressive: token by token, the suffix unseen, as many as "
-        "--oracle-length or --max-new-tokens say",
-    )  # fmt: skip
 
 
 def decoding_of(args: argparse.Namespace) -> Decoding:
@@ -283,32 +239,30 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
         "threshold": args.threshold,
         "entropy": args.entropy_bound,
         "factor": args.factor,
-        "autoregressive": args.autoregressive or None,
     }
     named: set[Policy] = {policy for policy, value in given.items() if value is not None}
     if args.policy is not None:
         named.add(args.policy)
     if len(named) > 1:
         raise ValueError(f"the options ask for {' and '.join(sorted(named))} at once; choose one")
-    policy: Policy = named.pop() if named else "threshold"
     decoding = Decoding(
-        policy=policy,
+        policy=named.pop() if named else None,
         steps=args.steps,
         threshold=_DEFAULTS.threshold if args.threshold is None else args.threshold,
         entropy_bound=_DEFAULTS.entropy_bound if args.entropy_bound is None else args.entropy_bound,
         factor=_DEFAULTS.factor if args.factor is None else args.factor,
     )
-    return with_lengths(decoding, args)
+    return with_request_arguments(decoding, args)
 
 
-def with_lengths(decoding: Decoding, args: argparse.Namespace) -> Decoding:
-    """`decoding` with `add_length_arguments`' options."""
+def with_request_arguments(decoding: Decoding, args: argparse.Namespace) -> Decoding:
+    """`decoding` with `add_request_arguments`' options. Raises `ValueError`."""
     return replace(
         decoding,
         oracle_length=args.oracle_length,
-        lengths=tuple(args.lengths),
-        checked=args.checked,
-        n_grams=not args.no_n_grams,
+        max_lines=args.max_lines,
         priority=args.priority,
+        prefix_tokens=args.prefix_tokens,
+        suffix_tokens=args.suffix_tokens,
         max_new_tokens=args.max_new_tokens,
     )

@@ -1,10 +1,13 @@
-"""Write whole functions without a suffix and run their tests: HumanEval, MultiPL-E.
+"""Write whole functions and run their tests: HumanEval, MultiPL-E.
 
-The model ends the function itself or writes on; what counts is the function alone:
+A model with a chat template is asked for them in a conversation, and its answer begun with the
+problem, so that it goes on with the function (`--plain`: the problem alone, as text). It ends the
+function itself or writes on; what counts is the function alone:
 
 * Python: up to the first statement or comment that begins at column 0 behind it (by Python's
   tokenizer, so that a string or a bracket may go there);
-* other languages: up to the first of the problem's own `stop_tokens`.
+* other languages: up to the first of the problem's own `stop_tokens`;
+* in a conversation, up to the end of the code in any case.
 """
 
 from __future__ import annotations
@@ -14,22 +17,92 @@ import io
 import tokenize
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from model.evaluation.decoding import Fill
-from model.evaluation.infilling import add_scoring_arguments, evaluate, load_tasks
-from model.evaluation.infilling import check_arguments as check_arguments  # the same for both
+from model import api
+from model.backbone.catalogue import resolve
+from model.evaluation.decoding import Decoding, Fill
+from model.evaluation.infilling import (
+    add_scoring_arguments,
+    evaluate,
+    load_tasks,
+    request_for,
+)
+from model.evaluation.infilling import check_arguments as check_infilling_arguments
 from model.evaluation.problems import Problem, whole_functions
 from model.evaluation.report import Figures
+
+if TYPE_CHECKING:
+    from model.serving.v1.chat_template import ChatTemplate
+
+FENCE = "```"
+INSTRUCTION = "Complete this {language} code so that it does what it says. Answer with code alone."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mezzotint evaluate generation`."""
     add_scoring_arguments(parser)
+    parser.add_argument(
+        "--plain", action="store_true", help="the problem as text, without a conversation"
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check what no single option can tell. Raises `ValueError`, `InvalidRequestError`."""
+    check_infilling_arguments(args)
+    if args.engine is not None and not args.plain:
+        raise ValueError(
+            "the chat template of an engine elsewhere is not known; use --plain, or --model"
+        )
 
 
 def run(args: argparse.Namespace) -> Figures:
     """Evaluate; returns the figures. Raises as `infilling.run` does."""
-    return evaluate(args, load_tasks(args, without_suffix), first_function)
+    problems = load_tasks(args, without_suffix)
+    template = None if args.plain else _template(args)
+    if template is None:
+        return evaluate(args, problems, first_function, function_request)
+    conversation = Conversation(template)
+    return evaluate(args, problems, conversation.function, conversation.request)
+
+
+def _template(args: argparse.Namespace) -> ChatTemplate | None:
+    from model.serving.v1.chat_template import ChatTemplate  # which needs the server's packages
+
+    return ChatTemplate.of_checkpoint(resolve(args.model))
+
+
+def function_request(problem: Problem, decoding: Decoding) -> api.InfillRequest:
+    """The request that goes on with a problem's text, and for Python with nothing behind the
+    function: what comes at column 0 need not be waited for."""
+    request = request_for(problem, decoding)
+    return replace(request, min_indent=1) if problem.language == "python" else request
+
+
+class Conversation:
+    """Asks for a function in a conversation."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+
+    def request(self, problem: Problem, decoding: Decoding) -> api.InfillRequest:
+        """The request whose answer goes on with the problem's text."""
+        code = f"{FENCE}{problem.language}\n{problem.prefix}"
+        instruction = INSTRUCTION.format(language=problem.language)
+        content = f"{instruction}\n\n{code.rstrip()}\n{FENCE}"
+        prompt = self._template.render([{"role": "user", "content": content}]) + code
+        return replace(
+            function_request(problem, decoding),
+            prefix=prompt,
+            special_tokens_in_prefix=True,
+            must_fit=True,  # a conversation without its beginning is another one
+        )
+
+    def function(self, problem: Problem, fill: Fill) -> Fill:
+        """`fill` up to where the function ends."""
+        code = fill.text.partition(f"\n{FENCE}")[0]
+        ended = code if code == fill.text else f"{code}\n"
+        return first_function(problem, replace(fill, text=ended))
 
 
 def without_suffix(problems: Iterable[Problem]) -> list[Problem]:

@@ -61,16 +61,6 @@ class Hole:
         """Text after it, to the file's end or to a window's."""
         return self.source.text[self.end : self.end + CONTEXT_CHARS]
 
-    @property
-    def starts_file(self) -> bool:
-        """Whether `prefix` reaches back to the file's start."""
-        return self.start <= CONTEXT_CHARS
-
-    @property
-    def ends_file(self) -> bool:
-        """Whether `suffix` reaches to the file's end."""
-        return self.end + CONTEXT_CHARS >= len(self.source.text)
-
 
 def cut_holes(sources: Sequence[SourceText], count: int, seed: int) -> list[Hole]:
     """`count` holes at random places, each as likely in every file, the same for the same seed.

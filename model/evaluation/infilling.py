@@ -1,7 +1,7 @@
 """Fill holes in programs and run their tests: pass@1, exact match, parse rate and cost.
 
 A hole's prefix and suffix go in as raw text, and what comes back is scored as it comes: nothing is
-cut off a fill that goes on too long, and its length is unknown to the model unless an oracle tells.
+cut off an answer that goes on too long, and its length is unknown unless an oracle tells.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from model.evaluation.decoding import (
     Fill,
     add_model_arguments,
     add_policy_arguments,
-    choice_of,
     decoding_of,
     fill_all,
     open_completer,
 )
-from model.evaluation.problems import Problem, load_problems, single_lines, whole_functions
+from model.evaluation.problems import (
+    Problem,
+    load_problems,
+    multi_lines,
+    single_lines,
+    whole_functions,
+)
 from model.evaluation.report import (
     Figures,
     circumstances,
@@ -40,6 +45,7 @@ from model.evaluation.syntax import parses
 
 CUTS: dict[str, Callable[[Iterable[Problem]], list[Problem]]] = {
     "single-line": single_lines,
+    "multi-line": multi_lines,
     "whole-function": whole_functions,
 }
 
@@ -142,10 +148,21 @@ def run(args: argparse.Namespace) -> Figures:
     return evaluate(args, problems, lambda _, fill: fill)
 
 
+def request_for(problem: Problem, decoding: Decoding) -> api.InfillRequest:
+    """The request that fills a problem's hole."""
+    return decoding.request(
+        prefix=problem.prefix,
+        suffix=problem.suffix,
+        language=problem.language,
+        middle=problem.middle,
+    )
+
+
 def evaluate(
     args: argparse.Namespace,
     problems: Sequence[Problem],
     finish: Callable[[Problem, Fill], Fill],
+    ask: Callable[[Problem, Decoding], api.InfillRequest] = request_for,
 ) -> Figures:
     """Fill all problems' holes as `args.decoding` says, `finish` each fill, run the tests."""
     if args.out is not None:
@@ -153,8 +170,9 @@ def evaluate(
     for language in sorted({problem.language for problem in problems}):
         require(language)
     order = random.Random(args.seed).sample(range(len(problems)), len(problems))
-    requests = [request_for(problems[i], args.decoding) for i in order]
-    fills, interrupted = fill_all(open_completer(args), requests, choice_of(args.decoding))
+    requests = [ask(problems[i], args.decoding) for i in order]
+    completer = open_completer(args)
+    fills, interrupted = fill_all(completer, requests)
     done = sorted(zip(order, fills, strict=False), key=lambda pair: pair[0])
     scores = judge([(problems[i], finish(problems[i], fill)) for i, fill in done], limits_of(args))
     figures = summary(scores)
@@ -165,7 +183,7 @@ def evaluate(
             "figures": figures,
             "decoding": args.decoding.label,
             "sandbox": str(confinement()),
-            "circumstances": circumstances(args),
+            "circumstances": circumstances(args, completer),
             "rows": [score.row for score in scores],
         })  # fmt: skip
     return figures
@@ -187,16 +205,6 @@ def limits_of(args: argparse.Namespace) -> Limits:
     if args.timeout < 1:
         raise ValueError(f"--timeout is {args.timeout}; it must be at least 1 second")
     return Limits(cpu_s=args.timeout, wall_s=4.0 * args.timeout)
-
-
-def request_for(problem: Problem, decoding: Decoding) -> api.InfillRequest:
-    """The request that fills a problem's hole."""
-    return decoding.request(
-        prefix=problem.prefix,
-        suffix=problem.suffix,
-        language=problem.language,
-        middle=problem.middle,
-    )
 
 
 def judge(pairs: Sequence[tuple[Problem, Fill]], limits: Limits) -> list[Score]:

@@ -4,7 +4,8 @@
     HumanEval-Infilling   the same and `suffix`; canonical_solution is the middle
     MultiPL-E             name, language, prompt, tests, stop_tokens
 
-`single_lines` and `whole_functions` cut tasks of another shape out of HumanEval's functions.
+`single_lines`, `multi_lines` and `whole_functions` cut tasks of another shape out of HumanEval's
+functions.
 """
 
 from __future__ import annotations
@@ -146,21 +147,47 @@ def single_lines(problems: Iterable[Problem]) -> list[Problem]:
     The split puts an empty line between the docstring and the body's first line, but only in
     front of the task that asks for that line.
     """
-    tasks: list[Problem] = []
+    return [
+        _lines_cut(head, lines, problem, (number, number), f"SingleLineInfilling/{{}}/L{number}")
+        for head, lines, problem in _bodies(problems)
+        for number in _written(lines)
+    ]
+
+
+def multi_lines(problems: Iterable[Problem]) -> list[Problem]:
+    """A task for each run of lines of a function's body that begins and ends with one that is not
+    blank, as the official split has it: the hole is these lines, as in `single_lines`."""
+    return [
+        _lines_cut(head, lines, problem, (first, last), f"MultiLineInfilling/{{}}/L{first}_L{last}")
+        for head, lines, problem in _bodies(problems)
+        for first in _written(lines)
+        for last in _written(lines)
+        if first <= last
+    ]
+
+
+def _bodies(problems: Iterable[Problem]) -> Iterator[tuple[str, list[str], Problem]]:
     for head, body, problem in _functions(problems):
-        lines = body.split("\n")
-        for number, line in enumerate(lines):
-            if line.strip():
-                tasks.append(
-                    replace(
-                        problem,
-                        task_id=f"SingleLineInfilling/{problem.task_id}/L{number}",
-                        prefix=head + "\n".join(lines[:number]) + "\n",
-                        middle=f"{line}\n",
-                        suffix="\n".join(lines[number + 1 :]),
-                    )
-                )
-    return tasks
+        yield head, body.split("\n"), problem
+
+
+def _written(lines: Iterable[str]) -> list[int]:
+    """Indices of the lines that are not blank."""
+    return [number for number, line in enumerate(lines) if line.strip()]
+
+
+def _lines_cut(
+    head: str, lines: list[str], problem: Problem, span: tuple[int, int], name: str
+) -> Problem:
+    """The task whose hole is the lines from the first to the last of `span`."""
+    first, last = span
+    return replace(
+        problem,
+        task_id=name.format(problem.task_id),
+        prefix=head + "\n".join(lines[:first]) + "\n",
+        middle="\n".join(lines[first : last + 1]) + "\n",
+        suffix="\n".join(lines[last + 1 :]),
+    )
 
 
 def whole_functions(problems: Iterable[Problem]) -> list[Problem]:

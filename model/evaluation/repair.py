@@ -1,7 +1,7 @@
-"""How many completions break the syntax, and how many of those a second denoising mends.
+"""How many completions break the syntax, and how many of those a second attempt mends.
 
 Holes are cut into real files that the model was not trained on, and completed the way the language
-server does it: shortened by its rules, checked in place, and what adds a syntax error denoised
+server does it: shortened by its rules, checked in place, and what adds a syntax error written
 again. Shown is what strict mode shows, however unsure the model is (`minConfidence` 0).
 """
 
@@ -65,8 +65,9 @@ def run(args: argparse.Namespace) -> Figures:
     make_room(report)
     outcomes: list[Outcome] = []
     interrupted = False
+    completer = open_completer(args)
     try:
-        asyncio.run(_complete_all(outcomes, open_completer(args), holes, args.rounds))
+        asyncio.run(_complete_all(outcomes, completer, holes, args.rounds))
     except KeyboardInterrupt:
         if not outcomes:
             raise
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> Figures:
         language: tally([o for o in outcomes if o.language == language])
         for language in sorted({outcome.language for outcome in outcomes})
     }
-    write_report(report, {"figures": figures, "languages": by_language, **circumstances(args)})
+    told = circumstances(args, completer)
+    write_report(report, {"figures": figures, "languages": by_language, "circumstances": told})
     return figures
 
 

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from lsp_server.context import DocumentError, language_of, read_document
 from lsp_server.settings import Settings, parse_settings
-from model.api import SHIPPED_WEIGHTS, hub_id
+from model.api import CheckpointError, hub_id
+from model.backbone.catalogue import DEFAULT, resolve
 from model.evaluation import plot
 from model.evaluation.replay_typist import (
     Answer,
@@ -418,9 +419,13 @@ def model_of(settings: Settings) -> dict[str, object]:
     """The checkpoint or the engine that answered."""
     if settings.engine.url:
         return {"engine": settings.engine.url}
-    checkpoint = Path(settings.model.path or SHIPPED_WEIGHTS).expanduser()
-    known = (checkpoint / "model.safetensors").is_file()
-    return {"model": str(checkpoint), "model_sha256": digest(checkpoint) if known else None}
+    name = settings.model.path or DEFAULT
+    try:
+        checkpoint = resolve(name)
+        sha256 = digest(checkpoint) if checkpoint.exists() else None
+    except (CheckpointError, OSError):  # the run has told why nothing was suggested
+        return {"model": name, "model_sha256": None}
+    return {"model": checkpoint.name, "model_sha256": sha256}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,28 +18,38 @@ from typing import Any
 
 import numpy as np
 
+from model import api
+
 Figures = dict[str, Any]
 """Names and values, as they go out as JSON."""
 
 
-def circumstances(args: argparse.Namespace) -> Figures:
+def circumstances(args: argparse.Namespace, completer: api.Completer) -> Figures:
     """What is behind a report; of an engine elsewhere, only where it is."""
     told = provenance(["mezzotint", "evaluate", *args.argv])
     if args.engine is not None:
         return {**told, "engine": args.engine}
     import torch
 
+    from model.serving.completer import EngineCompleter
+
     on_cuda = args.device.startswith("cuda") or (
         args.device == "auto" and torch.cuda.is_available()
     )
     gpu = None if args.device == "auto" else args.device
-    return {
+    told = {
         **told,
         "device": torch.cuda.get_device_name(gpu) if on_cuda else told["cpu"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "model": str(args.model),
-        "model_sha256": digest(args.model),
+    }
+    if not isinstance(completer, EngineCompleter) or completer.path is None:
+        return {**told, "model": str(args.model)}
+    return {
+        **told,
+        "runtime": completer.runtime,
+        "model": completer.path.name,
+        "model_sha256": digest(completer.path),
     }
 
 
@@ -89,12 +99,15 @@ def commit() -> str | None:
     return answers[0] + ("+" if answers[1] else "")
 
 
-def digest(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint's weights."""
-    with open(checkpoint / "model.safetensors", "rb") as file:
-        sha256 = hashlib.sha256()
-        while block := file.read(2**20):
-            sha256.update(block)
+def digest(model: Path) -> str:
+    """SHA-256 of a backbone's file, or of a checkpoint's weights, one file after the other."""
+    from model.families.weights import weight_files  # imports torch
+
+    sha256 = hashlib.sha256()
+    for path in [model] if model.is_file() else weight_files(model):
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                sha256.update(block)
     return sha256.hexdigest()
 
 

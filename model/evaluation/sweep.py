@@ -2,15 +2,18 @@
 
 Each task is filled with every decoding in turn, in an order drawn anew for each task, after one
 fill that nobody counts: so all of them find the task's context in the cache and share whatever
-else the machine does. Left-to-right decoding is the same weights committing one token a forward.
+else the machine does. One token a forward is the baseline: `autoregressive` for a backbone,
+`left-to-right` for a model that fills canvases. What a model cannot do is left out, and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,11 @@ from model.evaluation.decoding import (
     Decoding,
     Fill,
     Policy,
-    add_length_arguments,
     add_model_arguments,
-    choice_of,
+    add_request_arguments,
     fill_all,
     open_completer,
-    with_lengths,
+    with_request_arguments,
 )
 from model.evaluation.infilling import (
     CUTS,
@@ -43,6 +45,8 @@ from model.evaluation.infilling import (
 from model.evaluation.problems import Problem
 from model.evaluation.report import Figures, beside, circumstances, make_room, write_report
 from model.evaluation.sandbox import require
+
+logger = logging.getLogger(__name__)
 
 STEPS = (1, 2, 4, 8, 16, 32)
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -69,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             option, type=kind, nargs="*", default=default, metavar=metavar, help=f"({values})"
         )
-    add_length_arguments(parser)
+    add_request_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -78,13 +82,15 @@ def check_arguments(args: argparse.Namespace) -> None:
     plot.require_matplotlib()
     check_task_arguments(args)
     decodings = [
+        Decoding(policy="verified"),
+        Decoding(policy="autoregressive"),
         *(Decoding(policy="fixed", steps=steps) for steps in args.steps),
         *(Decoding(policy="threshold", threshold=p) for p in args.thresholds),
         *(Decoding(policy="entropy", entropy_bound=nats) for nats in args.entropy_bounds),
         *(Decoding(policy="factor", factor=factor) for factor in args.factors),
         Decoding(policy="left-to-right"),
     ]
-    args.decodings = [with_lengths(decoding, args) for decoding in decodings]
+    args.decodings = [with_request_arguments(decoding, args) for decoding in decodings]
 
 
 def run(args: argparse.Namespace) -> Figures:
@@ -94,25 +100,46 @@ def run(args: argparse.Namespace) -> Figures:
         make_room(beside(args.out, extension))
     for language in sorted({problem.language for problem in problems}):
         require(language)
-    plan = interleaved(problems, args.decodings, args.seed)
-    choice = choice_of(args.decodings[0])  # what chooses is the same for all
-    requests = [request for request, _ in plan]
-    fills, interrupted = fill_all(open_completer(args), requests, choice)
-    done = collected(plan, fills, len(args.decodings))
+    completer = open_completer(args)
+    decodings = asyncio.run(possible(completer, args.decodings))
+    plan = interleaved(problems, decodings, args.seed)
+    fills, interrupted = fill_all(completer, [request for request, _ in plan])
+    done = collected(plan, fills, len(decodings))
     num_tasks = min(map(len, done))
     if not num_tasks:
         raise ValueError("interrupted before the first task was filled with every decoding")
     scores = judge([pair for pairs in done for pair in pairs[:num_tasks]], limits_of(args))
     points = [
         _point(decoding, scores[index * num_tasks : (index + 1) * num_tasks])
-        for index, decoding in enumerate(args.decodings)
+        for index, decoding in enumerate(decodings)
     ]
     figures: Figures = {"n": num_tasks, "points": points}
     if interrupted:
         figures["interrupted"] = True
-    write_report(beside(args.out, ".json"), {**figures, "circumstances": circumstances(args)})
+    write_report(beside(args.out, ".json"), {
+        **figures, "circumstances": circumstances(args, completer),
+    })  # fmt: skip
     _draw(points, num_tasks, args)
     return figures
+
+
+async def possible(completer: api.Completer, decodings: Sequence[Decoding]) -> list[Decoding]:
+    """The decodings that the model knows: a backbone verifies, and only what fills canvases has
+    their policies. Raises `CompletionError`, also where it knows none."""
+    known: list[Decoding] = []
+    refusal: api.InvalidRequestError | None = None
+    for decoding in decodings:
+        request = replace(decoding.request(prefix="x = "), max_new_tokens=1)
+        try:
+            await completer.complete(request)
+        except api.InvalidRequestError as error:
+            refusal = error
+            logger.info("%s is left out: %s", decoding.label, error)
+        else:
+            known.append(decoding)
+    if refusal is not None and not known:
+        raise refusal
+    return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +159,8 @@ def interleaved(
     plan: list[tuple[api.InfillRequest, Turn]] = []
     for problem in draw.sample(problems, len(problems)):
         order = draw.sample(range(len(decodings)), len(decodings))
-        plan.append((request_for(problem, Decoding(policy="fixed", steps=1)), Turn(problem, None)))
+        warming = replace(request_for(problem, Decoding()), max_new_tokens=1)
+        plan.append((warming, Turn(problem, None)))
         plan += [(request_for(problem, decodings[i]), Turn(problem, i)) for i in order]
     return plan
 
@@ -166,6 +194,12 @@ _SERIES: tuple[tuple[Policy, str, str, str], ...] = (
     ("entropy", "entropy bound", plot.GREEN, "D"),
     ("factor", "factor", plot.PURPLE, "^"),
 )
+_POINTS: Mapping[Policy, tuple[str, str]] = {
+    "verified": ("drafted and verified", plot.BLUE),
+    "autoregressive": ("backbone alone", plot.INK),
+    "left-to-right": ("left to right", plot.INK),
+}
+"""Policies without a parameter; the black ones are the baselines."""
 
 
 def _draw(points: Sequence[Figures], num_tasks: int, args: argparse.Namespace) -> None:
@@ -173,7 +207,7 @@ def _draw(points: Sequence[Figures], num_tasks: int, args: argparse.Namespace) -
     length = "length told by an oracle" if args.oracle_length else "length unknown to the model"
     note = (
         f"{num_tasks} tasks of {args.data.name}{cut}, {length}. Solid: pass@1 with its 95 % "
-        "interval, dashed: exact match. Left to right: the same weights, one token a forward."
+        "interval, dashed: exact match. Black: one token a forward."
     )
     drawn, axes = plot.figure(2, "Quality against the cost of a fill", note)
     for ax, x, label in (
@@ -202,14 +236,19 @@ def _draw_panel(ax: Any, points: Sequence[Figures], x: str, num_tasks: int) -> N
             ax.plot(
                 at, passed, color=colour, marker=marker, markersize=5, linewidth=1.8, label=name
             )
-    baseline = next(p for p in points if p["policy"] == "left-to-right")
-    for key, style in (("pass_at_1", "-"), ("exact_match", (0, (3, 2)))):
-        if baseline[key] is not None:
-            ax.axhline(
-                100 * baseline[key], color=plot.INK, linewidth=1, linestyle=style, alpha=0.55
-            )
-    ax.plot(baseline[x], 100 * baseline["pass_at_1"], color=plot.INK, marker="*", markersize=12,
-            linestyle="none", label="left to right")  # fmt: skip
+    for point in points:
+        if point["policy"] in _POINTS:
+            name, colour = _POINTS[point["policy"]]
+            _draw_point(ax, point, x, name, colour)
+
+
+def _draw_point(ax: Any, point: Figures, x: str, name: str, colour: str) -> None:
+    if colour == plot.INK:
+        for key, style in (("pass_at_1", "-"), ("exact_match", (0, (3, 2)))):
+            if point[key] is not None:
+                ax.axhline(100 * point[key], color=colour, linewidth=1, linestyle=style, alpha=0.55)
+    ax.plot(point[x], 100 * point["pass_at_1"], color=colour, marker="*", markersize=12,
+            linestyle="none", label=name)  # fmt: skip
 
 
 def _interval(percents: Sequence[float], n: int) -> tuple[list[float], list[float]]:

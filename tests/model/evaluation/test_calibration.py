@@ -85,8 +85,7 @@ def test_the_command_writes_report_and_plot(
     stem = tmp_path / "out" / "calibration"
     status = main(
         ["calibration", "--data", str(tmp_path), "--limit", "12", "--model", str(checkpoint),
-         "--device", "cpu", "--threshold", "0.3", "--max-new-tokens", "16", "--out", str(stem),
-         "--json"]
+         "--device", "cpu", "--max-new-tokens", "16", "--out", str(stem), "--json"]
     )  # fmt: skip
     assert status == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

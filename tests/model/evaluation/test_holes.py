@@ -15,8 +15,6 @@ class TestCutting:
     def test_the_hole_and_its_surroundings_make_the_file(self, sources: list[SourceText]) -> None:
         for hole in cut_holes(sources, 200, 0):
             assert hole.prefix + hole.middle + hole.suffix == hole.source.text
-            assert hole.starts_file
-            assert hole.ends_file
 
     def test_none_is_blank_or_goes_on_in_the_next_line(self, sources: list[SourceText]) -> None:
         for hole in cut_holes(sources, 200, 1):
@@ -45,8 +43,6 @@ class TestCutting:
         text = "value = 1\n" * 5000
         (hole,) = cut_holes([SourceText("long.py", "python", text)], 1, 0)
         assert (len(hole.prefix), len(hole.suffix)) == (CONTEXT_CHARS, CONTEXT_CHARS)
-        assert not hole.starts_file
-        assert not hole.ends_file
 
     def test_files_of_overlong_lines_only_are_refused(self) -> None:
         with pytest.raises(ValueError, match="no line of 1 to 160 characters"):

@@ -96,7 +96,7 @@ class TestCommand:
     def run(self, checkpoint: Path, data: Path, *options: str) -> int:
         return main(
             ["infilling", "--data", str(data), "--model", str(checkpoint), "--device", "cpu",
-             "--threshold", "0.2", "--max-new-tokens", "12", "--json", *options]
+             "--max-new-tokens", "12", "--json", *options]
         )  # fmt: skip
 
     def test_the_last_line_and_the_report_hold_the_contracts_figures(
@@ -119,7 +119,7 @@ class TestCommand:
         (row,) = report["rows"]
         assert row["task_id"] == infilling["task_id"]
         assert row["true_text"] == infilling["canonical_solution"]
-        assert report["decoding"] == "threshold 0.2"
+        assert report["decoding"] == "the model's own"
         assert report["circumstances"]["command"].startswith("mezzotint evaluate infilling --data")
 
     def test_cut_and_limit_choose_tasks_evenly(
@@ -157,7 +157,7 @@ class TestCommand:
         [
             (("--limit", "0"), "--limit is 0"),
             (("--timeout", "0"), "--timeout is 0"),
-            (("--steps", "4", "--autoregressive"), "at once; choose one"),
+            (("--steps", "4", "--threshold", "0.5"), "at once; choose one"),
         ],
     )
     def test_a_wrong_option_is_a_wrong_command_line(
@@ -189,7 +189,7 @@ class TestCommand:
             (tmp_path / "none.jsonl", checkpoint, "none.jsonl: No such file"),
             (write_problems({**infilling, "test": 7}), checkpoint, "'test' must be a text"),
             (write_problems(cobol, name="c.jsonl"), checkpoint, "cobol programs cannot be run"),
-            (write_problems(infilling, name="i.jsonl"), tmp_path, "config.json is missing"),
+            (write_problems(infilling, name="i.jsonl"), tmp_path / "none", "none is no model"),
             (damaged_gzip(tmp_path), checkpoint, "damaged"),
         ):
             assert self.run(model, data) == 1
@@ -222,8 +222,8 @@ def test_ctrl_c_reports_what_is_filled_and_exits_with_130(
 
     monkeypatch.setattr(EngineCompleter, "complete", interrupted)
     status = main(
-        ["infilling", "--data", str(write_problems(infilling)), "--cut", "single-line", "--steps",
-         "1", "--model", str(checkpoint), "--device", "cpu", "--json"]
+        ["infilling", "--data", str(write_problems(infilling)), "--cut", "single-line",
+         "--max-new-tokens", "4", "--model", str(checkpoint), "--device", "cpu", "--json"]
     )  # fmt: skip
     assert status == 130
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -233,23 +233,6 @@ def test_ctrl_c_reports_what_is_filled_and_exits_with_130(
 def test_a_length_that_no_solution_has_cannot_be_told(
     write_problems: WriteProblems, multipl_e: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["generation", "--data", str(write_problems(multipl_e)), "--oracle-length"]) == 1
+    data = str(write_problems(multipl_e))
+    assert main(["infilling", "--data", data, "--oracle-length"]) == 1
     assert "no solutions whose length" in capsys.readouterr().err
-
-
-def test_generation_evaluates_the_function_without_what_follows(
-    tmp_path: Path,
-    checkpoint: Path,
-    write_problems: WriteProblems,
-    infilling: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "report.json"
-    status = main(
-        ["generation", "--data", str(write_problems(infilling)), "--model", str(checkpoint),
-         "--device", "cpu", "--steps", "2", "--max-new-tokens", "16", "--out", str(out), "--json"]
-    )  # fmt: skip
-    assert status == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 1
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["task_id"] == "HumanEval/7"

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from model.evaluation.problems import load_problems, single_lines, whole_functions
+from model.evaluation.problems import (
+    load_problems,
+    multi_lines,
+    single_lines,
+    whole_functions,
+)
 
 WriteProblems = Callable[..., Path]
 Record = dict[str, Any]
@@ -199,3 +204,31 @@ def test_whole_functions_have_no_suffix_and_hide_their_body(
     assert task.prefix == human_eval["prompt"]
     assert task.middle == human_eval["canonical_solution"]
     assert task.suffix == ""
+
+
+class TestMultiLines:
+    """The rule of the official multi-line split: on HumanEval's functions it gives 5,815 tasks,
+    as many as there are."""
+
+    def test_each_run_of_lines_between_two_that_are_not_blank_is_a_task(
+        self, write_problems: WriteProblems, human_eval: Record
+    ) -> None:
+        tasks = multi_lines(load_problems(write_problems(human_eval)))
+        names = [task.task_id.rpartition("/")[2] for task in tasks]
+        assert names == [
+            "L0_L0", "L0_L2", "L0_L3", "L0_L4", "L2_L2", "L2_L3", "L2_L4", "L3_L3", "L3_L4",
+            "L4_L4",
+        ]  # fmt: skip
+        assert tasks[0].task_id == "MultiLineInfilling/HumanEval/7/L0_L0"
+        by_name = dict(zip(names, tasks, strict=True))
+        over_a_blank = by_name["L0_L2"]
+        assert over_a_blank.middle == "    result = 0\n\n    for number in numbers:\n"
+        assert over_a_blank.prefix == human_eval["prompt"] + "\n"  # as for a single line
+        assert over_a_blank.suffix == "        result += number\n    return result\n"
+
+    def test_a_run_of_one_line_is_the_single_line_task(
+        self, write_problems: WriteProblems, human_eval: Record
+    ) -> None:
+        problems = load_problems(write_problems(human_eval))
+        runs = {(t.prefix, t.middle, t.suffix) for t in multi_lines(problems)}
+        assert {(t.prefix, t.middle, t.suffix) for t in single_lines(problems)} <= runs

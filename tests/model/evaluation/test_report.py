@@ -5,9 +5,12 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from model.api import InfillRequest, InfillResult
+from model.engines import load
 from model.evaluation.report import (
     beside,
     circumstances,
@@ -19,21 +22,40 @@ from model.evaluation.report import (
 )
 
 
-def test_a_report_names_command_machine_versions_and_checkpoint(checkpoint: Path) -> None:
-    args = argparse.Namespace(
-        argv=["infilling", "--out", "a b"], device="cpu", engine=None, model=checkpoint
-    )
-    told = circumstances(args)
+def arguments(model: Path, *, engine: str | None = None) -> argparse.Namespace:
+    argv = ["infilling", "--out", "a b"]
+    return argparse.Namespace(argv=argv, device="cpu", engine=engine, model=model)
+
+
+async def test_a_report_names_command_machine_versions_and_checkpoint(checkpoint: Path) -> None:
+    completer = load(checkpoint, device="cpu")
+    await completer.close()
+    told = circumstances(arguments(checkpoint), completer)
     assert told["command"] == "mezzotint evaluate infilling --out 'a b'"
     assert told["device"]
     assert re.fullmatch(r"[0-9a-f]{40}\+?", told["commit"] or "0" * 40)
+    assert told["runtime"] == completer.runtime  # type: ignore[attr-defined]
+    assert told["model"] == checkpoint.name
     weights = (checkpoint / "model.safetensors").read_bytes()
     assert told["model_sha256"] == digest(checkpoint) == hashlib.sha256(weights).hexdigest()
 
 
+def test_a_file_is_known_by_its_own_digest(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert digest(tmp_path / "a.gguf") == hashlib.sha256(b"GGUF").hexdigest()
+
+
+class Elsewhere:
+    """A completer that is no engine of ours."""
+
+    async def complete(self, request: InfillRequest, *, on_frame: Any = None) -> InfillResult:
+        raise NotImplementedError
+
+    async def close(self) -> None: ...
+
+
 def test_a_remote_engine_is_named_instead_of_a_checkpoint(tmp_path: Path) -> None:
-    args = argparse.Namespace(argv=[], device="cpu", engine="http://127.0.0.1:1", model=tmp_path)
-    told = circumstances(args)
+    told = circumstances(arguments(tmp_path, engine="http://127.0.0.1:1"), Elsewhere())
     assert told["engine"] == "http://127.0.0.1:1"
     assert not told.keys() & {"model_sha256", "device", "torch"}  # those would be ours
 
