@@ -42,12 +42,14 @@ export function activate(context: ExtensionContext): void {
   connection = server;
   const restart = () => restartAndReport(server, status, log, context.extensionUri);
 
+  const offer = withClient(server, offerModel);
   const parts: Record<string, () => unknown> = {
     restart,
     showLog: () => log.show(),
     showMenu: () => showMenu(snooze.until !== undefined),
     toggle: toggleEnabled,
-    chooseModel,
+    chooseModel: () => chooseModel(offer),
+    downloadModel: offer,
     setApiKey: async () => {
       if (await askApiKey(context.secrets)) {
         await restart();
@@ -166,6 +168,11 @@ function withClient(
       void window.showErrorMessage(`Mezzotint: ${message}`);
     }
   };
+}
+
+/** Have the server ask once more whether to download the model that is not here. */
+async function offerModel(client: LanguageClient): Promise<void> {
+  await client.sendRequest(executeCommand<null>(), { command: "mezzotint.model.offer" });
 }
 
 async function showStatistics(client: LanguageClient): Promise<void> {

@@ -1,5 +1,12 @@
 /** What a click on the status bar item offers. */
-import { commands, ConfigurationTarget, type QuickPickItem, window, workspace } from "vscode";
+import {
+  commands,
+  ConfigurationTarget,
+  type OpenDialogOptions,
+  type QuickPickItem,
+  window,
+  workspace,
+} from "vscode";
 import { setting } from "./settings.ts";
 
 interface Model {
@@ -51,32 +58,63 @@ export async function toggleEnabled(): Promise<void> {
   await update("enabled", !isEnabled());
 }
 
-/** Take the shipped checkpoint, one from a folder, or one from the hub. */
-export async function chooseModel(): Promise<void> {
-  const shipped = "The one that comes with Mezzotint";
-  const other = "A checkpoint folder…";
-  const hub = "A model from the Hugging Face hub…";
-  const current = setting<Model>("model", {}).path;
-  const options = { title: "Model", placeHolder: current || shipped };
-  const choice = await window.showQuickPick([shipped, other, hub], options);
-  if (choice === shipped) {
-    await updateModel(undefined);
-  } else if (choice === other) {
-    const folders = { canSelectFiles: false, canSelectFolders: true, openLabel: "Use This Model" };
-    const [folder] = (await window.showOpenDialog(folders)) ?? [];
-    if (folder !== undefined) {
-      await updateModel(folder.fsPath);
-    }
-  } else if (choice === hub) {
-    const id = await window.showInputBox({
-      title: "Model",
-      prompt: "Its id. You are told its size and licence before anything is downloaded.",
-      placeHolder: "owner/name or owner/name@revision",
-    });
-    if (id) {
-      await updateModel(id.trim());
-    }
+interface ModelChoice extends QuickPickItem {
+  /** The new value of `mezzotint.model`'s path; undefined where the user gave up. */
+  readonly path: () => Promise<string | undefined>;
+}
+
+const MODELS: readonly ModelChoice[] = [
+  {
+    label: "Qwen2.5-Coder 0.5B",
+    description: "the default, 491 MB, Apache-2.0",
+    path: () => Promise.resolve(""),
+  },
+  {
+    label: "Qwen2.5-Coder 1.5B",
+    description: "slower and better, 1.1 GB, Apache-2.0",
+    path: () => Promise.resolve("1.5b"),
+  },
+  {
+    label: "A GGUF file…",
+    description: "of the Qwen2 or Llama kind, such as llama.cpp's",
+    path: () => openedPath({ canSelectFiles: true, filters: { GGUF: ["gguf"] } }),
+  },
+  {
+    label: "A checkpoint folder…",
+    path: () => openedPath({ canSelectFiles: false, canSelectFolders: true }),
+  },
+  {
+    label: "A model from the Hugging Face hub…",
+    path: async () =>
+      (
+        await window.showInputBox({
+          title: "Model",
+          prompt: "Its id. You are told its size and licence before anything is downloaded.",
+          placeHolder: "owner/name or owner/name@revision",
+        })
+      )?.trim() || undefined,
+  },
+];
+
+/** Take a model that has a name, or one from a file, a folder or the hub. `offer` has the server ask
+ * once more whether to download the one that is set already. */
+export async function chooseModel(offer: () => Promise<void>): Promise<void> {
+  const current = setting<Model>("model", {}).path ?? "";
+  const options = { title: "Model", placeHolder: current || "The default: Qwen2.5-Coder 0.5B" };
+  const path = await (await window.showQuickPick(MODELS, options))?.path();
+  if (path === undefined) {
+    return;
   }
+  if (path === current) {
+    await offer();
+  } else {
+    await updateModel(path || undefined);
+  }
+}
+
+async function openedPath(what: OpenDialogOptions): Promise<string | undefined> {
+  const [opened] = (await window.showOpenDialog({ ...what, openLabel: "Use This Model" })) ?? [];
+  return opened?.fsPath;
 }
 
 export function openSettings(query: string): Thenable<unknown> {
@@ -87,7 +125,7 @@ function isEnabled(): boolean {
   return workspace.getConfiguration("mezzotint").get("enabled", true);
 }
 
-/** Change the model's directory and leave device and number format as they are. */
+/** Change which model it is and leave device and number format as they are. */
 async function updateModel(path: string | undefined): Promise<void> {
   const values = workspace.getConfiguration("mezzotint").inspect<Model>("model");
   const { path: _, ...others } = values?.workspaceValue ?? values?.globalValue ?? {};
