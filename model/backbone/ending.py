@@ -1,0 +1,94 @@
+"""Where a middle ends, by rules: what a person would not want to have read any more.
+
+A model that fills a hole often writes on into what follows it. A middle is over where it begins to
+repeat that (across indentation), behind as many lines as are wanted, and before a line that is
+indented less than what was begun.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REPEATED_CHARS = 12
+"""Characters, blanks not counted, of what follows the hole that have to be repeated. Fewer are
+enough where nothing more follows."""
+LOOKED_AT = 400
+"""Characters behind the hole that are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The rules for one hole."""
+
+    following: str
+    """What stands behind the hole."""
+    max_lines: int | None = None
+    min_indent: int | None = None
+
+    def cut(self, text: str) -> int | None:
+        """How much of `text`, which may still grow, is the middle; None where it may go on."""
+        found = [self._line_limit(text), self._dedent(text), self._repetition(text)[0]]
+        return min((at for at in found if at is not None), default=None)
+
+    def sure(self, text: str) -> int:
+        """How much of `text` will be in the middle, however it goes on."""
+        cut = self.cut(text)
+        return self._repetition(text)[1] if cut is None else cut
+
+    def _line_limit(self, text: str) -> int | None:
+        if self.max_lines is None:
+            return None
+        lines = text.split("\n")
+        if len(lines) <= self.max_lines:
+            return None
+        return len("\n".join(lines[: self.max_lines]))
+
+    def _dedent(self, text: str) -> int | None:
+        if self.min_indent is None:
+            return None
+        at = text.find("\n")
+        while at >= 0:
+            line = text[at + 1 :].partition("\n")[0]
+            if line.strip() and len(line) - len(line.lstrip()) < self.min_indent:
+                return at
+            at = text.find("\n", at + 1)
+        return None
+
+    def _repetition(self, text: str) -> tuple[int | None, int]:
+        """Where `text` begins to repeat what follows, and from where on it may be about to."""
+        wanted = self.following[:LOOKED_AT]
+        rest_of_line = wanted.partition("\n")[0].strip()
+        wanted = "".join(wanted.split())
+        if not wanted:
+            return None, len(text)
+        open_from = len(text)
+        for start in _starts(text, rest_of_line):
+            written = "".join(text[start:].split())
+            shared = _shared_start(written, wanted)
+            if shared >= min(REPEATED_CHARS, len(wanted)):
+                return _without_blanks(text, start, in_line=bool(rest_of_line)), open_from
+            if shared == len(written):
+                open_from = min(open_from, _without_blanks(text, start, in_line=False))
+        return None, open_from
+
+
+def _starts(text: str, rest_of_line: str) -> list[int]:
+    """Where what follows may begin: within a line if it does, else where a line begins."""
+    if rest_of_line:
+        found, at = list[int](), text.find(rest_of_line[0])
+        while at >= 0:
+            found.append(at)
+            at = text.find(rest_of_line[0], at + 1)
+        return found
+    starts = [0, *(at + 1 for at, char in enumerate(text) if char == "\n")]
+    return [start for start in starts if text[start:].strip() or start == len(text)]
+
+
+def _without_blanks(text: str, start: int, *, in_line: bool) -> int:
+    """The end of what comes before `start`, without the line's end before it."""
+    return start if in_line else len(text[:start].rstrip())
+
+
+def _shared_start(one: str, other: str) -> int:
+    limit = min(len(one), len(other))
+    return next((i for i in range(limit) if one[i] != other[i]), limit)
