@@ -2,11 +2,12 @@
 
 A model that fills a hole often writes on into what follows it. A middle is over where it begins to
 repeat that (across indentation), behind as many lines as are wanted, and before a line that is
-indented less than what was begun.
+indented less than what was begun, unless that line closes it or goes on with it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 REPEATED_CHARS = 12
@@ -14,6 +15,13 @@ REPEATED_CHARS = 12
 enough where nothing more follows."""
 LOOKED_AT = 400
 """Characters behind the hole that are compared."""
+TAB_WIDTH = 4
+"""Columns that a tab stands for, as the language server counts them."""
+
+_CLOSES = re.compile(r"[)\]}]+[;,]*|end|fi|done|esac")
+_GOING_ON = ("else", "elif", "elsif", "except", "catch", "finally", "rescue", "ensure")
+_GOES_ON = re.compile(rf"(\}}|end\b)?\s*({'|'.join(_GOING_ON)})\b")
+_MAY_GO_ON = re.compile(r"(?:\}|end\b)?\s*(\w*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +32,19 @@ class Ending:
     """What stands behind the hole."""
     max_lines: int | None = None
     min_indent: int | None = None
+    """Columns. A line of less that only closes brackets or a block is the last one. One that is
+    indented by one column less than this, and goes on with what the head there began (`else`), is
+    no end."""
 
     def cut(self, text: str) -> int | None:
         """How much of `text`, which may still grow, is the middle; None where it may go on."""
-        found = [self._line_limit(text), self._dedent(text), self._repetition(text)[0]]
+        found = [self._line_limit(text), self._dedent(text)[0], self._repetition(text)[0]]
         return min((at for at in found if at is not None), default=None)
 
     def sure(self, text: str) -> int:
         """How much of `text` will be in the middle, however it goes on."""
         cut = self.cut(text)
-        return self._repetition(text)[1] if cut is None else cut
+        return min(self._repetition(text)[1], self._dedent(text)[1]) if cut is None else cut
 
     def _line_limit(self, text: str) -> int | None:
         if self.max_lines is None:
@@ -43,16 +54,24 @@ class Ending:
             return None
         return len("\n".join(lines[: self.max_lines]))
 
-    def _dedent(self, text: str) -> int | None:
+    def _dedent(self, text: str) -> tuple[int | None, int]:
+        """Where `text` leaves its block, and from where on it may be about to."""
         if self.min_indent is None:
-            return None
+            return None, len(text)
         at = text.find("\n")
         while at >= 0:
-            line = text[at + 1 :].partition("\n")[0]
-            if line.strip() and len(line) - len(line.lstrip()) < self.min_indent:
-                return at
+            line, line_end, _ = text[at + 1 :].partition("\n")
+            content = line.strip()
+            indent = _columns(line)
+            if not line_end and (not content or (indent < self.min_indent and _is_open(content))):
+                return None, at
+            if content and indent < self.min_indent:
+                if _CLOSES.fullmatch(content):
+                    return at + 1 + len(line), at + 1 + len(line)
+                if indent != self.min_indent - 1 or not _GOES_ON.match(content):
+                    return at, at
             at = text.find("\n", at + 1)
-        return None
+        return None, len(text)
 
     def _repetition(self, text: str) -> tuple[int | None, int]:
         """Where `text` begins to repeat what follows, and from where on it may be about to."""
@@ -70,6 +89,21 @@ class Ending:
             if shared == len(written):
                 open_from = min(open_from, _without_blanks(text, start, in_line=False))
         return None, open_from
+
+
+def _columns(line: str) -> int:
+    return len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(TAB_WIDTH))
+
+
+def _is_open(content: str) -> bool:
+    """Whether a line that is not whole yet may come to close a block, or to go on with it."""
+    if _CLOSES.fullmatch(content):
+        return True
+    match = _MAY_GO_ON.fullmatch(content)
+    if match is None:
+        return False
+    words = (*_GOING_ON, "end", "fi", "done", "esac")
+    return any(word.startswith(match[1]) for word in words)
 
 
 def _starts(text: str, rest_of_line: str) -> list[int]:
