@@ -15,37 +15,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.denoiser import DenoiserConfig
 from model.engine.cache.page_tree import PAGE_SIZE
 from model.engine.kernels import reference
-from model.engine.kernels.reference import PagedStreams, Rotations, SlotBeliefs
+from model.engine.kernels.reference import PagedStreams, Projection
+from model.engine.run.float8 import FLOAT8, Quantise
+from model.transformer import TransformerConfig
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest difference, as a share of the largest value: far above what plain torch loses by rounding
 after each operation. A wrong kernel is off by as much as the values are large."""
+FLOAT8_TOLERANCE = 0.07
+"""Where a value lies between two of float8, rounding may choose the other: a sixteenth away."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The operations of a denoising step, as `reference` describes them."""
+    """The operations of a forward, as `reference` describes them."""
 
     name: str
     paged_attention: Callable[..., Tensor]
-    head: Callable[..., SlotBeliefs]
-    split_rotate: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    split_rotate: Callable[..., Tensor]
     add_norm: Callable[..., tuple[Tensor, Tensor]]
     swiglu: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor, Tensor], Tensor]
+    quantised: Quantise
 
 
 REFERENCE = Kernels(
     "reference",
     reference.paged_attention,
-    reference.head,
     reference.split_rotate,
     reference.add_norm,
     reference.swiglu,
+    reference.logits,
+    reference.quantised,
 )
 
 
@@ -56,15 +61,16 @@ def triton_kernels() -> Kernels:
     return Kernels(
         "triton",
         attention.paged_attention,
-        head.head,
         layer.split_rotate,
         layer.add_norm,
         layer.swiglu,
+        head.logits,
+        layer.quantised,
     )
 
 
 def kernels_for(
-    config: DenoiserConfig, device: torch.device, dtype: torch.dtype
+    config: TransformerConfig, device: torch.device, dtype: torch.dtype, *, is_float8: bool = False
 ) -> tuple[Kernels, str | None]:
     """The kernels for a model, and why they are the slow ones if they are (None: they are not, or
     the device has no others)."""
@@ -75,16 +81,21 @@ def kernels_for(
         return REFERENCE, f"the kernels take no heads of {dim} dimensions in {dtype}"
     try:
         kernels = triton_kernels()
-        check(kernels, config, device, dtype)
+        check(kernels, config, device, dtype, is_float8=is_float8)
     except Exception as error:
-        logger.exception("the kernels failed their test: steps run on plain torch, slowly")
+        logger.exception("the kernels failed their test: forwards run on plain torch, slowly")
         return REFERENCE, f"the kernels failed their test: {error}"
     return kernels, None
 
 
 @torch.inference_mode()
 def check(
-    kernels: Kernels, config: DenoiserConfig, device: torch.device, dtype: torch.dtype
+    kernels: Kernels,
+    config: TransformerConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_float8: bool = False,
 ) -> None:
     """Raise `AssertionError`, or what a kernel raises, unless all agree with plain torch."""
     generator = torch.Generator(device).manual_seed(0)
@@ -92,50 +103,65 @@ def check(
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
-    tolerance = TOLERANCE[dtype]
-    for name, arguments in _examples(config, random, device):
-        found = getattr(kernels, name)(*arguments)
-        expected = getattr(REFERENCE, name)(*arguments)
-        if isinstance(found, SlotBeliefs):  # of two tokens alike, rounding may choose another
-            found, expected = found.confidence, expected.confidence
-        for a, b in zip(_tensors(found), _tensors(expected), strict=True):
+    for example in _examples(config, random, device, is_float8):
+        found = _results(kernels, example)
+        for a, b in zip(found, _results(REFERENCE, example), strict=True):
+            tolerance = FLOAT8_TOLERANCE if a.dtype == FLOAT8 else TOLERANCE[dtype]
+            a, b = a.float(), b.float()
             error = ((a - b).abs().amax() / b.abs().amax()).item()
             # NaN is no small error.
-            assert error <= tolerance, f"{name} is off by {error:.1%} from plain torch"
+            assert error <= tolerance, f"{example.name} is off by {error:.1%} from plain torch"
 
 
-def _tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else result
+@dataclass(frozen=True, slots=True)
+class _Example:
+    name: str
+    arguments: tuple[object, ...]
+    outputs: tuple[Tensor, ...] = ()
+    """Among the arguments, what is written to."""
+
+
+def _results(kernels: Kernels, example: _Example) -> tuple[Tensor, ...]:
+    result = getattr(kernels, example.name)(*example.arguments)
+    returned = (result,) if isinstance(result, Tensor) else tuple(result)
+    return (*returned, *(output.clone() for output in example.outputs))
 
 
 def _examples(
-    config: DenoiserConfig, random: Callable[..., Tensor], device: torch.device
-) -> Iterator[tuple[str, tuple[object, ...]]]:
-    """Arguments for each kernel: a full row, one that ends inside a page, one that is empty."""
+    config: TransformerConfig,
+    random: Callable[..., Tensor],
+    device: torch.device,
+    is_float8: bool,
+) -> Iterator[_Example]:
+    """Arguments for each kernel: a full stream, one that ends inside a page, an empty one; rows
+    that follow one another, a tree, rows that only pad."""
     heads, groups, dim = config.num_heads, config.num_kv_heads, config.head_dim
-    rows, slots, pages, eps = 3, 24, 6, config.norm_eps
+    hidden, ffn, eps = config.hidden_size, config.ffn_size, config.norm_eps
+    batch, new, pages = 3, 5, 6
 
     def ints(values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
-    tables = torch.arange(2 * rows * pages, dtype=torch.int32, device=device).flip(0)
-    streams = PagedStreams(
-        tables.view(2, rows, pages), ints([[pages * PAGE_SIZE, 37, 0], [1, 70, 0]])
+    tables = torch.arange(batch * pages, dtype=torch.int32, device=device).flip(0)
+    streams = PagedStreams(tables.view(batch, pages), ints([pages * PAGE_SIZE, 37, 0]))
+    pool = tuple(random(batch * pages, groups, PAGE_SIZE, dim) for _ in range(2))
+    own = tuple(random(batch, groups, new, dim) for _ in range(2))
+    visible = torch.stack([torch.ones(new, new).tril(), torch.eye(new), torch.eye(new)]).bool()
+    visible[1, 1:, 0] = visible[1, 4, 2] = True
+    q = random(batch, heads, new, dim)
+    yield _Example("paged_attention", (q, pool, streams, own, visible.to(device)))
+    angles = random(batch, new, dim // 2).float()
+    projection = Projection(
+        random((heads + 2 * groups) * dim) if config.qkv_bias else None,
+        (random(dim), random(dim)) if config.qk_norm else None,
+        eps,
     )
-    pool = tuple(random(2 * rows * pages, groups, PAGE_SIZE, dim) for _ in range(2))
-    own = tuple(random(rows, groups, slots, dim) for _ in range(2))
-    q = random(2, rows, heads, slots, dim)
-    yield "paged_attention", (q, pool, streams, own, ints([slots, 5, 0]))
-    hidden, weight = random(rows * slots, config.hidden_size), random(301, config.hidden_size)
-    wanted = torch.arange(rows * slots, device=device) % 3 != 0
-    forbidden = torch.arange(301, device=device) % 7 == 0
-    scale = config.hidden_size**-0.5
-    yield "head", (hidden, weight * scale, wanted, ~wanted, forbidden, 300)
-    left, right = random(2, rows, slots, dim // 2).float()
-    rotations = Rotations((left.cos(), left.sin()), (right.cos(), right.sin()))
-    norms = (random(dim), random(dim)) if config.qk_norm else None
-    qkv = random(rows, slots, (heads + 2 * groups) * dim)
-    yield "split_rotate", (qkv, norms, eps, rotations, heads, groups)
-    residual = (random(rows, slots, config.hidden_size) for _ in range(2))
-    yield "add_norm", (*residual, random(config.hidden_size), eps)
-    yield "swiglu", (random(rows, slots, 2 * config.ffn_size),)
+    qkv = random(batch, new, (heads + 2 * groups) * dim)
+    out = tuple(torch.zeros_like(each) for each in own)
+    yield _Example("split_rotate", (qkv, projection, angles.cos(), angles.sin(), out), out)
+    residual = (random(batch, new, hidden) for _ in range(2))
+    yield _Example("add_norm", (*residual, random(hidden), eps))
+    yield _Example("swiglu", (random(batch, new, 2 * ffn),))
+    yield _Example("logits", (random(batch * new, hidden), random(301, hidden) * hidden**-0.5))
+    if is_float8:
+        yield _Example("quantised", (random(batch * new, hidden),))

@@ -1,5 +1,5 @@
 """Weights in eight bits (e4m3) for cards that multiply them: half the bytes of bf16 to read, which
-is what a step over few slots waits for.
+is what a forward over few rows waits for.
 
 Each row of a weight, and each row of what it multiplies, has a scale of its own that maps its
 largest entry to the largest float8 (Micikevicius et al., arXiv 2209.05433).
@@ -7,6 +7,7 @@ largest entry to the largest float8 (Micikevicius et al., arXiv 2209.05433).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLOAT8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FLOAT8).max
+SMALLEST = 1e-12
+"""A row whose largest entry is below this counts as one of zeros."""
 MIN_CAPABILITY = (8, 9)
+
+Quantise = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def is_supported(device: torch.device) -> bool:
@@ -25,7 +31,7 @@ def is_supported(device: torch.device) -> bool:
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows as float8 (same shape), and their float32 scales (…, 1): x is about their product."""
     largest = x.abs().amax(dim=-1, keepdim=True).float()
-    scale = largest.clamp(min=1e-12) / torch.finfo(FLOAT8).max
+    scale = largest.clamp(min=SMALLEST) / LARGEST
     return (x / scale).to(FLOAT8), scale
 
 
@@ -48,11 +54,11 @@ class Float8Weight:
         return cls(*quantised(weight.detach()))
 
 
-def linear(x: Tensor, weight: Tensor | Float8Weight) -> Tensor:
-    """(…, in) -> (…, out), in the dtype of x."""
+def linear(x: Tensor, weight: Tensor | Float8Weight, quantise: Quantise = quantised) -> Tensor:
+    """(…, in) -> (…, out), in the dtype of x; `quantise` is `quantised`, maybe a faster one."""
     if isinstance(weight, Tensor):
         return F.linear(x, weight)
-    rows, scale = quantised(x.flatten(0, -2))
+    rows, scale = quantise(x.flatten(0, -2))
     if not is_supported(x.device):  # what the card would compute, for tests without one
         product = rows.float() @ weight.rows.float().T * scale * weight.scale.T
         return product.to(x.dtype).unflatten(0, x.shape[:-1])

@@ -98,7 +98,7 @@ def test_how_the_keys_are_split_does_not_show(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(found[2], found[0], atol=2e-6, rtol=2e-5)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered")  # the interpreter is numpy
+@pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:All-NaN slice")  # numpy
 def test_a_broken_query_shows_in_its_own_row_alone() -> None:
     arguments = inputs([20, 40])
     arguments[0][1, :, 2] = float("nan")
