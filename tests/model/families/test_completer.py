@@ -59,21 +59,6 @@ async def test_every_family_fills_a_hole_of_known_length_behind_what_is_typed(
     assert all(c.text.startswith("return") for c in behind.candidates)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-async def test_several_lengths_come_back_best_first(
-    family: str, checkpoints: Callable[[str], Path]
-) -> None:
-    completer = load_completer(checkpoints(family), device="cpu")
-    try:
-        result = await completer.complete(replace(REQUEST, lengths=(2, 5)))
-    finally:
-        await completer.close()
-    scores = [candidate.score for candidate in result.candidates]
-    assert len(scores) in (2, 3)  # equal texts are merged
-    assert None not in scores
-    assert scores == sorted(scores, reverse=True)
-
-
 @pytest.mark.parametrize("family", ["Dream", "llada", "sdar"])
 async def test_a_text_that_nothing_follows_goes_on_until_the_model_ends_it(
     family: str, checkpoints: Callable[[str], Path]
@@ -93,7 +78,7 @@ async def test_a_family_fills_several_holes_or_says_that_it_cannot(
 ) -> None:
     completer = load_completer(checkpoints(family), device="cpu")
     try:
-        with pytest.raises(InvalidRequestError, match="no causal reading"):
+        with pytest.raises(InvalidRequestError, match="needs a backbone"):
             await completer.complete(replace(REQUEST, policy="autoregressive"))
         several = replace(REQUEST, between=(", ",), typed="x")
         if family in ("sdar", "llama"):
@@ -146,10 +131,8 @@ def test_what_does_not_go_together_is_refused(
         load(dream, device="cpu", dtype="int4")
     with pytest.raises(CheckpointError, match="compute capability"):
         load(dream, device="cpu", dtype="float8")
-    with pytest.raises(CheckpointError, match="int8' is for open checkpoints"):
-        load(device="cpu", dtype="int8")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(CheckpointError, match="'gpt2'; known are 'mezzotint', 'Dream', 'llada'"):
+    with pytest.raises(CheckpointError, match="'gpt2'; known are"):
         load(tmp_path, device="cpu")
 
 

@@ -17,8 +17,8 @@ def of(directory: Path) -> OpenLayout:
 
 def streams(layout: OpenLayout, suffix: list[int]) -> tuple[list[int], list[int]]:
     return (
-        layout.prefix_stream(PREFIX, "python", starts_file=True),
-        layout.suffix_stream(suffix, "python", ends_file=True),
+        layout.prefix_stream(PREFIX),
+        layout.suffix_stream(suffix),
     )
 
 
@@ -47,7 +47,7 @@ def test_a_rendered_chat_template_brings_its_own_beginning(
         layout = of(checkpoints(family))
         name = "<|im_start|>" if family == "Dream" else "<|startoftext|>"
         prompt = layout.tokenizer.encode(f"{name}user", special=True)
-        prefix = layout.prefix_stream(prompt, "", starts_file=True)
+        prefix = layout.prefix_stream(prompt)
         assert layout.around(prefix, [layout.tokenizer.no_token_id], 0) == (prompt, [])
 
 
@@ -92,7 +92,7 @@ def test_what_is_committed_stays_behind_the_middle_token(
 def test_a_canvas_ends_where_its_block_does(checkpoints: Callable[[str], Path]) -> None:
     layout = of(checkpoints("sdar"))
     for length in range(9):
-        prefix = layout.prefix_stream([55] * length, "", starts_file=True)
+        prefix = layout.prefix_stream([55] * length)
         _, suffix = streams(layout, SUFFIX)
         slots = layout.slots_to_edge(prefix, suffix, 0)
         assert 1 <= slots <= 4

@@ -41,7 +41,7 @@ fake_engine = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fake_engine)
 
 TOKEN = "sesame"
-BODY = json.dumps({"protocol": 6, "request": {"prefix": "x"}})
+BODY = json.dumps({"protocol": 7, "request": {"prefix": "x"}})
 
 
 class Stoppable(Lifetime):
@@ -256,8 +256,8 @@ async def test_a_web_page_is_refused(path: str) -> None:
     ("body", "sentence"),
     [
         ("{", "not JSON"),
-        ('{"protocol": 6, "request": {}}', "lacks the field 'prefix'"),
-        ('{"protocol": 6, "request": {"prefix": "", "steps": 0}}', "steps is 0"),
+        ('{"protocol": 7, "request": {}}', "lacks the field 'prefix'"),
+        ('{"protocol": 7, "request": {"prefix": "", "steps": 0}}', "steps is 0"),
     ],
 )
 async def test_a_malformed_body_gets_a_sentence_and_400(body: str, sentence: str) -> None:

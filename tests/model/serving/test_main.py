@@ -188,7 +188,7 @@ async def test_a_network_engine_serves_openais_clients_its_model(start: Start) -
     async with httpx2.AsyncClient(
         base_url=url, headers=headers, trust_env=False, timeout=30
     ) as http:
-        answer = await http.post("/v1/completions", json={"prompt": "x", "model": "mezzotint"})
+        answer = await http.post("/v1/completions", json={"prompt": "x", "model": "0.5b"})
         refused = await http.get("/v1/models", headers={"host": "evil.example"})
     assert answer.json()["choices"][0]["text"] == str(engine.pid)
     assert refused.status_code == 403

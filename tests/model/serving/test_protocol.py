@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model import api
-from model.api import Candidate, CompletionError, Frame, InfillRequest, InfillResult
+from model.api import Candidate, CompletionError, Frame, InfillRequest, InfillResult, Policy
 from model.serving.protocol import (
     InfillCall,
     ProtocolError,
@@ -26,7 +27,7 @@ oracles = st.builds(
     InfillRequest,
     prefix=texts,
     length_of=st.text(min_size=1),
-    policy=st.sampled_from(["threshold", "entropy", "factor", "left-to-right", "autoregressive"]),
+    policy=st.none() | st.sampled_from(get_args(Policy)),
     entropy_bound=st.floats(0, 1e3),
     factor=st.floats(0, 100),
     top_p=st.floats(0.01, 1),
@@ -35,8 +36,11 @@ requests = oracles | st.builds(
     InfillRequest,
     prefix=texts,
     suffix=texts,
-    starts_file=st.booleans(),
-    ends_file=st.booleans(),
+    prefix_tokens=st.integers(16, 4096),
+    suffix_tokens=st.integers(0, 4096),
+    max_lines=st.none() | st.integers(1, 99),
+    min_indent=st.none() | st.integers(0, 99),
+    draft=texts,
     between=st.lists(texts).map(tuple),
     typed=texts,
     language=texts,
@@ -132,7 +136,7 @@ def test_an_error_of_no_kind_travels_as_its_base() -> None:
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], sentence: str) -> None:
-    body = {"protocol": 6, "request": {"prefix": "x"}, "frames": False} | change
+    body = {"protocol": 7, "request": {"prefix": "x"}, "frames": False} | change
     with pytest.raises(ProtocolError, match=sentence):
         decode_call(json.dumps(body).encode())
 
@@ -145,7 +149,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_a_number_out_of_range_is_an_invalid_request(value: float) -> None:
-    body = {"protocol": 6, "request": {"prefix": "", "threshold": value}}
+    body = {"protocol": 7, "request": {"prefix": "", "threshold": value}}
     with pytest.raises(api.InvalidRequestError, match="threshold"):
         decode_call(json.dumps(body).encode())
 

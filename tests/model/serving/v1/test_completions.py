@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from model.api import (
+    MOST_TOKENS,
     CheckpointError,
     EngineOverloadedError,
     EngineUnavailableError,
@@ -80,12 +81,13 @@ async def test_by_default_the_likeliest_text_is_taken(served: Served, scripted: 
     assert [request.max_new_tokens for request in completer.requests] == [16, 512]
 
 
-async def test_only_a_suffix_says_where_the_file_ends(served: Served, scripted: Any) -> None:
+async def test_all_that_a_program_sends_is_read(served: Served, scripted: Any) -> None:
     completer = scripted()
     async with served(completer) as engine:
         for suffix in ({}, {"suffix": None}, {"suffix": ""}):
             await engine.post("/v1/completions", prompt="x", **suffix)
-    assert [request.ends_file for request in completer.requests] == [False, False, True]
+    for request in completer.requests:
+        assert request.prefix_tokens == request.suffix_tokens == MOST_TOKENS
 
 
 async def test_several_prompts_have_n_choices_each(served: Served, scripted: Any) -> None:

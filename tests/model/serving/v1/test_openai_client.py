@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from model.api import SHIPPED_WEIGHTS, EngineOverloadedError, InfillRequest
+from model.api import EngineOverloadedError, InfillRequest
 from model.engines import load
 
 Served = Callable[..., Any]
@@ -30,15 +31,20 @@ async def client_of(engine: Any, token: str | None = None) -> AsyncIterator[open
         yield client
 
 
-async def test_the_shipped_model_completes_between_prompt_and_suffix(served: Served) -> None:
+async def test_a_backbone_completes_between_prompt_and_suffix(
+    served: Served, tiny_backbone_folder: Path
+) -> None:
     body: dict[str, Any] = {
-        "model": "mezzotint",
+        "model": "tiny",
         "prompt": "import os\n\ndef size(path):\n    return os.",
         "suffix": "\n\n\nprint(size('a'))\n",
         "max_tokens": 16,
         "extra_body": {"language": "python"},
     }
-    async with served(load, model=SHIPPED_WEIGHTS) as engine, client_of(engine) as client:
+    async with (
+        served(partial(load, tiny_backbone_folder), model=tiny_backbone_folder) as engine,
+        client_of(engine) as client,
+    ):
         whole = await client.completions.create(**body)
         pieces = ""
         usage = None
@@ -61,20 +67,22 @@ async def test_the_shipped_model_completes_between_prompt_and_suffix(served: Ser
     assert [c.text for c in drawn.choices] == [c.text for c in again.choices]
 
 
-async def test_leaving_a_stream_ends_the_denoising_at_its_next_step(served: Served) -> None:
-    completer: Any = load()
-    runner = completer.engine.runner
-    denoise, may_go_on, steps = runner.denoise, threading.Event(), 0
+async def test_leaving_a_stream_ends_the_infill_at_its_next_step(
+    served: Served, tiny_backbone_folder: Path
+) -> None:
+    completer: Any = load(tiny_backbone_folder)
+    runner = completer.engine.decoder.runner
+    run, may_go_on, steps = runner.run, threading.Event(), 0
 
-    def slow_denoise(batch: Any) -> Any:
+    def slow_run(batch: Any) -> Any:
         nonlocal steps
         steps += 1
         assert steps == 1 or may_go_on.wait(30)
-        return denoise(batch)
+        return run(batch)
 
-    runner.denoise = slow_denoise
-    body: dict[str, Any] = {"model": "mezzotint", "prompt": "x = [", "suffix": "]\n"}
-    async with served(completer, model=SHIPPED_WEIGHTS) as engine, client_of(engine) as client:
+    runner.run = slow_run
+    body: dict[str, Any] = {"model": "tiny", "prompt": "x = [", "suffix": "]\n"}
+    async with served(completer, model=tiny_backbone_folder) as engine, client_of(engine) as client:
         stream = await client.completions.create(**body, max_tokens=64, stream=True)
         await anext(aiter(stream))
         await stream.close()
@@ -87,9 +95,14 @@ async def test_leaving_a_stream_ends_the_denoising_at_its_next_step(served: Serv
     assert steps <= 2
 
 
-async def test_a_prompt_longer_than_the_context_is_reported_or_refused(served: Served) -> None:
-    body: dict[str, Any] = {"model": "mezzotint", "prompt": "x = 1\n" * 2000, "max_tokens": 2}
-    async with served(load, model=SHIPPED_WEIGHTS) as engine, client_of(engine) as client:
+async def test_a_prompt_longer_than_the_context_is_reported_or_refused(
+    served: Served, tiny_backbone_folder: Path
+) -> None:
+    body: dict[str, Any] = {"model": "tiny", "prompt": "x = 1\n" * 2000, "max_tokens": 2}
+    async with (
+        served(partial(load, tiny_backbone_folder), model=tiny_backbone_folder) as engine,
+        client_of(engine) as client,
+    ):
         answer = await client.completions.create(**body)
         with pytest.raises(openai.BadRequestError, match="more than this model reads"):
             await client.completions.create(**body, extra_body={"truncation": "disabled"})
