@@ -94,12 +94,17 @@ class StatusBoard:
         return {
             "state": self._state(kind),
             "kind": kind,
-            "busy": self.is_loading or self._num_running > 0,
+            "busy": self.is_loading or self._is_fetching or self._num_running > 0,
             "message": message,
             "reason": reason.message if reason else None,
             "ms": round(result.ms, 1) if result else None,
             "forwards": result.forwards if result else None,
         }
+
+    @property
+    def _is_fetching(self) -> bool:
+        """Whether the first model is on its way to this machine."""
+        return self._engine is None and self._model is not None and self._model.kind == "normal"
 
     def _outweighs_model(self, reason: Reason) -> bool:
         """Whether the last answer's reason is of more interest than what is told of the model.
@@ -111,7 +116,7 @@ class StatusBoard:
     def _state(self, kind: str) -> State:
         if kind in ("error", "inactive"):
             return "error" if kind == "error" else "inactive"
-        if self.is_loading:
+        if self.is_loading or self._is_fetching:
             return "loading"
         if self._num_running:
             return "busy"

@@ -194,9 +194,11 @@ class WantedModel:
 
     def _found(self, wanted: _Wanted, path: Path | None) -> None:
         wanted.path = path
-        wanted.looked.set()
-        if path is not None:
+        if path is None:
+            self._warn(f"{wanted.called} is not on this machine")
+        else:
             self._tell(None)
+        wanted.looked.set()
 
     def _arrived(self, wanted: _Wanted, path: Path) -> None:
         if wanted.path is None:

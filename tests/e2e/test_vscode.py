@@ -397,16 +397,18 @@ TYPED = "return Eng"
 
 
 @pytest.mark.timeout(900)
-def test_the_first_start_sets_up_a_server_and_the_shipped_model_completes(
+def test_the_first_start_sets_up_a_server_and_gets_the_default_model_which_completes(
     browser: Browser,
     own_server: Callable[[dict[str, Any]], CodeServer],
     watch: ProcessWatch,
     editors: Path,
     project: Project,
+    tmp_path: Path,
 ) -> None:
     before, line, after = (REPOSITORY / "model" / "engines.py").read_text().partition(LINE)
     assert line, "model/engines.py has changed: choose another line to write"
     document = project.document(before + "    \n" + after, "engines.py")
+    watch.environment["MEZZOTINT_MODELS"] = str(tmp_path / "models")  # there is none
     server = own_server({})
     page = browser.new_page(viewport={"width": 1100, "height": 640})
     window = Window(page, server, editors / "pictures")
@@ -417,6 +419,13 @@ def test_the_first_start_sets_up_a_server_and_the_shipped_model_completes(
     window.screenshot("first-start")
     environment = server.storage / "mezzotint.mezzotint" / "environment"
     assert holds_within(600, lambda: bool(list(environment.glob("*.sha256")))), window.status()
+    question = page.locator(".notifications-toasts", has_text="Mezzotint needs a model")
+    question.wait_for()
+    window.screenshot("model-offer")
+    question.get_by_role("button", name="Download").click()
+    window.wait_for_status(r"downloading Qwen2\.5-Coder")
+    window.screenshot("model-download")
+    assert holds_within(600, lambda: "downloading" not in window.status()), window.status()
     window.wait_for_status(r"^(?!.*(starting|loading))")
     window.page.locator(".monaco-editor .view-lines").first.click()
     window.press("Control+g")
@@ -425,7 +434,7 @@ def test_the_first_start_sets_up_a_server_and_the_shipped_model_completes(
     window.wait_for_cursor(before.count("\n") + 1, 5)
     window.type(TYPED)
     ghost = window.wait_for_ghost()
-    window.screenshot("shipped-model")
+    window.screenshot("default-model")
     window.press("Tab")
 
     written = window.saved()

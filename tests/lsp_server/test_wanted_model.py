@@ -126,8 +126,8 @@ async def test_the_default_model_is_fetched_once_the_user_agrees_and_then_comple
     assert session.statuses[-1].reason == told.message
 
     agreed.set()
-    await until_told(session, f"downloading {CALLED}: ")
-    assert session.statuses[-1].kind == "normal"
+    told = await until_told(session, f"downloading {CALLED}: ")
+    assert (told.state, told.kind, told.busy) == ("loading", "normal", True)
     assert await texts(session, uri) == []
     assert models(session) == []
 
