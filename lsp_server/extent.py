@@ -9,16 +9,20 @@ The syntax tree around the cursor decides, with a plain name in the hole:
 
 A person who asks gets all that the model wrote and that still belongs to the cursor's block. Where
 no grammar knows the language, or the tree is broken there, indentation and brackets stand in.
+
+`reach` says as much of that as is known before there is a text, so that the engine need not write
+what `fitting` would throw away.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 from tree_sitter import Node
 
-from lsp_server.brackets import Balance
+from lsp_server.brackets import CLOSER_OF, Balance
 from lsp_server.context import InfillContext
 from lsp_server.indentation import columns, indent_of
 from lsp_server.syntax import FilledTree, SyntaxPlace
@@ -49,13 +53,67 @@ _GOES_ON = re.compile(r"\s*(\}|end\b)?\s*(else|elif|elsif|except|catch|finally|r
 """A line that continues the statement whose block it may close."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far any completion of a place may go; as `InfillRequest` has it."""
+
+    max_lines: int | None = None
+    min_indent: int | None = None
+
+
+def reach(place: SyntaxPlace, *, explicit: bool) -> Reach:
+    """What every text is cut to at `place`, whatever it says; `fitting` may cut more."""
+    context = place.context
+    line_prefix = context.prefix.rpartition("\n")[2]
+    following = context.between[0] if context.between else context.suffix
+    rest_of_line = following.partition("\n")[0].strip()
+    if rest_of_line:
+        may_spread = explicit or _is_pair(line_prefix, rest_of_line)
+        return Reach(max_lines=None if may_spread else 1)
+    surroundings = _surroundings(place)
+    if surroundings == "brackets" and not explicit and _opens_bracket(context):
+        # A bracket that the text leaves open at its line's end would go on; that is rare, and to
+        # write on behind every argument takes several times as long.
+        return Reach(max_lines=1)
+    base = columns(indent_of(line_prefix))
+    if surroundings == "body":
+        return Reach(min_indent=base + 1 if line_prefix.strip() else base or None)
+    if explicit or (line_prefix.strip() and _is_whole_statement(place, line_prefix)):
+        return Reach(min_indent=base or None)
+    # Only what is indented deeper belongs to the statement of the first line.
+    return Reach(min_indent=base + 1)
+
+
+def _is_pair(line_prefix: str, rest_of_line: str) -> bool:
+    """Whether the cursor is right between two brackets, which may be spread over lines."""
+    return CLOSER_OF.get(line_prefix.rstrip()[-1:]) == rest_of_line[0]
+
+
+def _opens_bracket(context: InfillContext) -> bool:
+    """Whether a bracket of the cursor's line is open at the cursor."""
+    line_prefix = context.prefix.rpartition("\n")[2]
+    return bool(Balance.of(line_prefix, context.language).opened)
+
+
+def _is_whole_statement(place: SyntaxPlace, line_prefix: str) -> bool:
+    """Whether the cursor's line could end at the cursor: a text may begin with a new one."""
+    filled = place.tree_with(f"\n{indent_of(line_prefix)}x")
+    if filled is None:
+        return True
+    start = filled.start - len(line_prefix.lstrip(" \t").encode("utf-8", "replace"))
+    node = _statement_at(filled, start)
+    return node is not None and not node.has_error and node.end_byte <= filled.start
+
+
 def fitting(text: str, place: SyntaxPlace, *, explicit: bool) -> str:
     """As much of `text` as a completion at `place` should show."""
     context = place.context
+    line_prefix = context.prefix.rpartition("\n")[2]
     following = context.between[0] if context.between else context.suffix
     rest_of_line = following.partition("\n")[0]
     if rest_of_line.strip():
-        return text if explicit or _fills_brackets(text, rest_of_line) else _first_line(text)
+        may_spread = explicit or _fills_brackets(text, line_prefix, rest_of_line.strip())
+        return text if may_spread else _first_line(text)
     if "\n" not in text.strip("\n"):
         return text
     surroundings = _surroundings(place)
@@ -76,10 +134,11 @@ def _opens_line(text: str) -> bool:
     return bool(Balance.of(_first_line(text), "").opened)
 
 
-def _fills_brackets(text: str, rest_of_line: str) -> bool:
+def _fills_brackets(text: str, line_prefix: str, rest_of_line: str) -> bool:
     """Whether the text spreads over lines between brackets that an editor has just paired."""
     closers_only = not rest_of_line.strip(")]}\"'`;, ")
-    return closers_only and text.startswith("\n") and not Balance.of(text, "").opened
+    is_spread = closers_only and text.startswith("\n") and not Balance.of(text, "").opened
+    return is_spread and _is_pair(line_prefix, rest_of_line)
 
 
 def _until_two_blank_lines(text: str) -> str:

@@ -20,8 +20,8 @@ TAB_WIDTH = 4
 
 _CLOSES = re.compile(r"[)\]}]+[;,]*|end|fi|done|esac")
 _GOING_ON = ("else", "elif", "elsif", "except", "catch", "finally", "rescue", "ensure")
-_GOES_ON = re.compile(rf"(\}}|end\b)?\s*({'|'.join(_GOING_ON)})\b")
-_MAY_GO_ON = re.compile(r"(?:\}|end\b)?\s*(\w*)")
+_BELONGS = re.compile(rf"[{{)\]}}]|(end\s+)?({'|'.join(_GOING_ON)})\b")
+_LEADS = re.compile(r"\s*(#|//|/?\*|--|@)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Ending:
     """What stands behind the hole."""
     max_lines: int | None = None
     min_indent: int | None = None
-    """Columns. A line of less that only closes brackets or a block is the last one. One that is
-    indented by one column less than this, and goes on with what the head there began (`else`), is
-    no end."""
+    """Columns. A line of one column less is no end where it belongs to what began there: `else`, a
+    closing bracket, what stands below a comment or a decorator. Any line of less that only closes
+    brackets or a block is the last one."""
 
     def cut(self, text: str) -> int | None:
         """How much of `text`, which may still grow, is the middle; None where it may go on."""
@@ -66,10 +66,11 @@ class Ending:
             if not line_end and (not content or (indent < self.min_indent and _is_open(content))):
                 return None, at
             if content and indent < self.min_indent:
-                if _CLOSES.fullmatch(content):
-                    return at + 1 + len(line), at + 1 + len(line)
-                if indent != self.min_indent - 1 or not _GOES_ON.match(content):
-                    return at, at
+                is_head = indent == self.min_indent - 1
+                above = text[:at].rpartition("\n")[2]
+                if not (is_head and (_BELONGS.match(content) or _LEADS.match(above))):
+                    end = at + 1 + len(line) if _CLOSES.fullmatch(content) else at
+                    return end, end
             at = text.find("\n", at + 1)
         return None, len(text)
 
@@ -97,13 +98,8 @@ def _columns(line: str) -> int:
 
 def _is_open(content: str) -> bool:
     """Whether a line that is not whole yet may come to close a block, or to go on with it."""
-    if _CLOSES.fullmatch(content):
-        return True
-    match = _MAY_GO_ON.fullmatch(content)
-    if match is None:
-        return False
     words = (*_GOING_ON, "end", "fi", "done", "esac")
-    return any(word.startswith(match[1]) for word in words)
+    return bool(_CLOSES.fullmatch(content)) or any(word.startswith(content) for word in words)
 
 
 def _starts(text: str, rest_of_line: str) -> list[int]:
@@ -114,8 +110,7 @@ def _starts(text: str, rest_of_line: str) -> list[int]:
             found.append(at)
             at = text.find(rest_of_line[0], at + 1)
         return found
-    starts = [0, *(at + 1 for at, char in enumerate(text) if char == "\n")]
-    return [start for start in starts if text[start:].strip() or start == len(text)]
+    return [0, *(at + 1 for at, char in enumerate(text) if char == "\n")]
 
 
 def _without_blanks(text: str, start: int, *, in_line: bool) -> int:

@@ -22,9 +22,11 @@ import pytest
 
 from lsp_server.completion import select_suggestions
 from lsp_server.context import InfillContext
+from lsp_server.extent import reach
 from lsp_server.settings import parse_settings
 from lsp_server.syntax import SyntaxChecker, SyntaxPlace
 from model.api import Candidate
+from model.backbone.ending import Ending
 
 GOLDEN = Path(__file__).parent / "golden"
 _HEAD = re.compile(r"^== (?P<claim>.*?)(?: \[(?P<options>[^\]]*)\])?$", re.MULTILINE)
@@ -102,6 +104,16 @@ def test_golden(case: Case):
     )
     shown = completion.suggestions[0].text if completion.suggestions else ""
     assert shown == case.shown, completion.reason
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{c.language}: {c.claim}" for c in CASES])
+def test_what_is_asked_for_is_never_less_than_what_is_shown(case: Case):
+    context = InfillContext(prefix=case.prefix, suffix=case.suffix, language=case.language)
+    place = SyntaxPlace(SyntaxChecker(), context)
+    wanted = reach(place, explicit="manual" in case.options)
+    written = _PROBABILITY.sub("", case.written)
+    cut = Ending("", wanted.max_lines, wanted.min_indent).cut(written + "\n")
+    assert len("".join(written[:cut].split())) >= len("".join(case.shown.split()))
 
 
 def test_there_are_cases_of_many_languages_and_no_two_of_the_same_name():

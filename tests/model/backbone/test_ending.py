@@ -36,11 +36,14 @@ def test_as_many_lines_as_are_wanted(lines, text):
         ("a\n\tb\n\n\tc\nx", 4, "a\n\tb\n\n\tc"),  # a tab is four columns
         ("a\n  \tb\nx", 4, "a\n  \tb"),  # wherever it begins
         ("f(\n    a,\n)\nb", 1, "f(\n    a,\n)"),
-        ("f(\n    a,\n) + b", 1, "f(\n    a,"),
-        ("{\n  a\n});\nb", 2, "{\n  a\n});"),
+        ("f(\n    a,\n) + b\nx", 1, "f(\n    a,\n) + b"),
+        ("f(\n    a,\n) + b\nx", 2, "f(\n    a,"),
+        ("{\n      a\n  });\nb", 4, "{\n      a\n  });"),
         ("if a\n  b\nend\nc", 1, "if a\n  b\nend"),
         ("if a:\n    b\nelse:\n    c\nx", 1, "if a:\n    b\nelse:\n    c"),
         ("if (a) {\n  b\n} else {\n  c\n}\nx", 1, "if (a) {\n  b\n} else {\n  c\n}"),
+        ("for x\n{\n  a\n}\nx", 1, "for x\n{\n  a\n}"),
+        ("# why\nx = 1\ny = 2", 1, "# why\nx = 1"),
         ("    b\nelse:\n    c", 4, "    b"),  # of a block further out
         ("a\nelsewhere = 1", 1, "a"),
         ("a\nendless = 1", 1, "a"),
