@@ -1,7 +1,7 @@
 """The tokenizer of an open checkpoint -> what the engine and its completer need of a tokenizer.
 
 Special tokens are found by name: in `tokenizer_config.json`, or among the names that the families
-use. As in `model.tokenizer`, a literal `<|mask|>` in a file is the characters it is.
+use. A literal `<|mask|>` in a file is the characters it is.
 """
 
 from __future__ import annotations
