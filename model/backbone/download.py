@@ -24,7 +24,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from model.api import CheckpointError
-from model.backbone.catalogue import Known, checked, models_directory, seal, size
+from model.backbone.catalogue import KNOWN, Known, checked, models_directory, seal, size
 from model.backbone.digest import sha256_of
 from model.backbone.http_file import SourceError, is_full
 from model.backbone.hub_source import HubSource
@@ -147,10 +147,7 @@ def copy(
                 return _downloaded(wanted, "here")
             num_bytes = file.stat().st_size
             if not file.is_file() or num_bytes != wanted.num_bytes:
-                raise CheckpointError(
-                    f"{file} is not {wanted.title}: it holds {num_bytes:,} bytes instead of "
-                    f"{wanted.num_bytes:,}"
-                )
+                raise CheckpointError(_other_size(file, num_bytes, wanted))
             _require_room(wanted, wanted.num_bytes)
             copied = wanted.path.with_name(f"{wanted.file_name}.copy")
             try:
@@ -160,6 +157,15 @@ def copy(
             finally:
                 copied.unlink(missing_ok=True)
             return _downloaded(wanted, "file")
+
+
+def _other_size(file: Path, num_bytes: int, wanted: Known) -> str:
+    sentence = (
+        f"{file} is not {wanted.title}: it holds {num_bytes:,} bytes instead of "
+        f"{wanted.num_bytes:,}"
+    )
+    alike = next((k.name for k in KNOWN.values() if k.num_bytes == num_bytes), None)
+    return sentence if alike is None else f"{sentence}, as {alike} does; give its name as well"
 
 
 def is_here(wanted: Known) -> bool:

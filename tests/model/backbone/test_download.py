@@ -379,6 +379,14 @@ def test_a_file_that_is_not_the_backbone_is_one_sentence(
     assert not list(TINY.path.parent.glob("*.copy"))
 
 
+def test_the_file_of_another_backbone_is_known_by_its_size(tmp_path: Path) -> None:
+    stick = tmp_path / "stick.gguf"
+    with stick.open("wb") as file:
+        file.truncate(KNOWN["1.5b"].num_bytes)
+    sentence = refusal(lambda: copy(TINY, stick))
+    assert sentence.endswith("bytes instead of 108,889, as 1.5b does; give its name as well")
+
+
 # --- Indexes --------------------------------------------------------------------------------
 
 
