@@ -28,7 +28,7 @@ class DraftTree:
             for token in branch:
                 child = tree.child(node, token)
                 if child is None:
-                    if len(tree.tokens) == room:
+                    if len(tree.tokens) >= room:
                         return tree
                     child = tree._add(node, token)
                 node = child
