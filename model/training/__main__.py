@@ -1,4 +1,4 @@
-"""`mezzotint train`: local folders of code -> a checkpoint. Also `python -m model.training`."""
+"""`mezzotint train`: local folders of code -> a denoiser. Also `python -m model.training`."""
 
 from __future__ import annotations
 
@@ -10,53 +10,58 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from model.api import CheckpointError
-from model.checkpoint import load_checkpoint
-from model.denoiser import Denoiser, DenoiserConfig
-from model.tokenizer import CodeTokenizer
+from model.backbone.checkpoint import Backbone, load_backbone
+from model.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from model.training import distributed
-from model.training.corpus import is_packed
-from model.training.data import BatchShape, WindowSampler, load_documents
-from model.training.trainer import Trainer, TrainingConfig
+from model.training.corpus import Document, is_packed
+from model.training.trainer import Trainer, TrainingConfig, draft_vocabulary, read_state
+from model.training.windows import WindowSampler, WindowShape, load_documents
 
 logger = logging.getLogger(__name__)
 
-HEAD_SIZE = 64
-"""Channels of an attention head; the number of heads follows from the hidden size."""
-TOKENIZER_CHARS = 20_000_000
-"""The tokenizer is trained on this much text of the corpus."""
+DRAFT_VOCABULARY = 24_576
+HELD_OUT_SHAPE = WindowShape(canvases=40)
+"""Of the windows that score: the same whatever trains, so that runs can be compared."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; defaults are those of the configs."""
-    training = TrainingConfig()
+    training, shape = TrainingConfig(), WindowShape()
     parser = argparse.ArgumentParser(
         prog="mezzotint train",
-        description="Train an infill denoiser on local folders of code (or a packed corpus).",
+        description="Train a denoiser over a backbone on local folders of code (or a packed "
+        "corpus).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("sources", nargs="+", type=Path, help="folders of code, or a packed corpus")
+    parser.add_argument("--backbone", type=Path, required=True, help="GGUF file or folder")
     parser.add_argument(
         "--out", type=Path, required=True, help="run directory; resumed if it is one"
     )
-    parser.add_argument("--from", dest="start", type=Path, help="checkpoint to start from")
+    parser.add_argument("--from", dest="start", type=Path, help="denoiser to start from")
     parser.add_argument("--minutes", type=float, default=training.minutes, help="length of the run")
     parser.add_argument(
         "--cooldown", type=float, metavar="MINUTES",
         help="resume the run only to let its learning rate fall to zero over this long",
     )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=training.learning_rate)
+    parser.add_argument("--windows", type=int, default=training.windows, help="windows a step")
+    parser.add_argument("--canvases", type=int, default=shape.canvases, help="canvases a window")
+    parser.add_argument("--slots", type=int, default=shape.slots, help="slots of most canvases")
     parser.add_argument(
-        "--certainty", type=float, default=training.certainty_weight, metavar="WEIGHT",
-        help="of the certainty loss, to teach a trained model few-step decoding: try 0.5",
+        "--teacher", type=float, default=training.teacher_share, metavar="SHARE",
+        help="of the backbone's distribution in the target; the rest is the true token",
     )  # fmt: skip
-    parser.add_argument("--windows", type=int, default=8, help="windows a batch")
-    _add_sizes(parser)
+    parser.add_argument("--layers", type=int, default=3, help="of a new denoiser")
+    parser.add_argument(
+        "--draft-vocabulary", type=int, default=DRAFT_VOCABULARY, metavar="TOKENS",
+        help="of a new denoiser: the tokens that code uses most",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="to compute in")
     parser.add_argument(
@@ -68,17 +73,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="end with a JSON line")
     return parser.parse_args(argv)
-
-
-def _add_sizes(parser: argparse.ArgumentParser) -> None:
-    denoiser = DenoiserConfig(vocab_size=8192)
-    parser.add_argument(
-        "--context-tokens", type=int, metavar="N",
-        help="length of each of a window's two streams (the model's own; 384 for a new one)",
-    )  # fmt: skip
-    parser.add_argument("--hidden-size", type=int, default=denoiser.hidden_size)
-    parser.add_argument("--layers", type=int, default=denoiser.num_layers)
-    parser.add_argument("--vocab-size", type=int, default=denoiser.vocab_size)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -137,75 +131,57 @@ def prepare_corpus(args: argparse.Namespace) -> Path:
     return corpus
 
 
-def denoiser_config(
-    vocab_size: int, hidden_size: int, layers: int, *, max_context: int
-) -> DenoiserConfig:
-    """A fresh model's sizes; all but the given ones follow from the hidden size."""
-    num_heads = max(1, hidden_size // HEAD_SIZE)
-    return DenoiserConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_layers=layers,
-        num_heads=num_heads,
-        num_kv_heads=1 if num_heads % 2 else num_heads // 2,
-        ffn_size=3 * hidden_size,
-        max_context=max_context,
-    )
-
-
-def prepare_model(args: argparse.Namespace, texts: Sequence[str]) -> tuple[Denoiser, CodeTokenizer]:
-    """The starting point: this run's own checkpoint, `--from`, or fresh weights and tokenizer."""
-    tokenizer_file = args.out / "tokenizer.json"
-    if (args.out / "checkpoint").is_dir():
-        return load_checkpoint(args.out / "checkpoint")
-    if args.start is not None:
-        return load_checkpoint(args.start)
-    if tokenizer_file.is_file():
-        tokenizer = CodeTokenizer.from_file(tokenizer_file)
-    else:
-        sample, chars = [], 0
-        for text in texts:
-            sample.append(text)
-            chars += len(text)
-            if chars > TOKENIZER_CHARS:
-                break
-        tokenizer = CodeTokenizer.train(sample, args.vocab_size)
-        args.out.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(tokenizer_file)
-    config = denoiser_config(
-        tokenizer.vocab_size,
-        args.hidden_size,
-        args.layers,
-        max_context=args.context_tokens or BatchShape().stream_tokens,
-    )
+def prepare_model(
+    args: argparse.Namespace,
+    backbone: Backbone,
+    documents: Sequence[Document],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Denoiser:
+    """The starting point: the sizes of this run's own state, `--from`, or a new denoiser that
+    begins as the backbone's last layers."""
     torch.manual_seed(0)
-    return Denoiser(config), tokenizer
+    state = read_state(args.out, backbone)
+    if state is None and args.start is not None:
+        model = load_denoiser(args.start, backbone, device=device, dtype=dtype)
+        return model.requires_grad_(True).train()
+    if state is not None:
+        draft_ids = state["draft_ids"]
+    else:
+        draft_ids = draft_vocabulary(documents, backbone.tokenizer, args.draft_vocabulary)
+    config = DenoiserConfig.of(backbone.model.config, num_layers=args.layers)
+    model = Denoiser.of(config, backbone.model, draft_ids)
+    model.start_from(backbone.model)
+    return model.to(device=device, dtype=dtype)
 
 
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Run the command; returns the figures of its last line."""
-    shape = BatchShape(windows=args.windows)
     config = TrainingConfig(
-        minutes=args.minutes, learning_rate=args.learning_rate, certainty_weight=args.certainty
+        minutes=args.minutes,
+        learning_rate=args.learning_rate,
+        windows=args.windows,
+        teacher_share=args.teacher,
     )
-    with distributed.first_alone():  # packs the corpus and trains the tokenizer once
+    shape = WindowShape(canvases=args.canvases, slots=args.slots)
+    dtype = training_dtype(args.dtype, device)
+    backbone = load_backbone(args.backbone, device=device, dtype=dtype)
+    backbone.model.requires_grad_(False)
+    with distributed.first_alone():  # packs the corpus once
         corpus = prepare_corpus(args)
-        documents = load_documents(corpus)
-        held_out = load_documents(corpus, "heldout.jsonl.gz")
-        model, tokenizer = prepare_model(args, [d.text for d in documents])
-    length = args.context_tokens or model.config.max_context
-    shape = replace(shape, stream_tokens=length)
-    model.config = replace(model.config, max_context=max(length, model.config.max_context))
+    documents = load_documents(corpus)
+    held_out = load_documents(corpus, "heldout.jsonl.gz")
     logger.info("corpus: %d files, %d held out", len(documents), len(held_out))
+    model = prepare_model(args, backbone, documents, device, dtype)
+    tokenizer = backbone.tokenizer
     trainer = Trainer(
         model,
-        tokenizer,
+        backbone,
         WindowSampler(documents, tokenizer, shape, config.seed),
-        WindowSampler(held_out, tokenizer, shape, config.seed + 1),
+        WindowSampler(held_out, tokenizer, HELD_OUT_SHAPE, config.seed + 1, draft_only=True),
         config,
         args.out,
         device,
-        training_dtype(args.dtype, device),
     )
     if trainer.resume():
         logger.info("resuming %s at step %d", args.out, trainer.step)
@@ -215,7 +191,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
         trainer.cool_down(args.cooldown)
     best = trainer.run()
     return {
-        "held_out_accuracy": round(best, 4),
+        "held_out_tokens_per_forward": round(best, 4),
         "steps": trainer.step,
         "minutes": round(trainer.seconds / 60, 2),
     }
@@ -254,9 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(figures))
     else:
         print(
-            f"{100 * figures['held_out_accuracy']:.1f} % of held-out tokens right in one forward "
-            f"after {figures['steps']} steps; "
-            f"the best checkpoint is {args.out / 'checkpoint'}"
+            f"{figures['held_out_tokens_per_forward']:.2f} held-out tokens a verify forward after "
+            f"{figures['steps']} steps; the best checkpoint is {args.out / 'checkpoint'}"
         )
     return 0
 

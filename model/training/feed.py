@@ -1,4 +1,4 @@
-"""Batches made while the ones before them are trained on, in the order of their numbers."""
+"""Windows made while the ones before them are trained on, in the order of their numbers."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from typing import cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from model.training.data import Batch, WindowSampler
+from model.training.windows import Window, WindowSampler
 
 CUDA_WORKERS = 4
-"""Processes that make batches for a GPU. One core makes about 500 windows of 1,024 tokens a second,
-1.3 million tokens; a GPU may train on more, and needs the first core for itself."""
+"""Processes that make windows for a GPU, which needs the first core for itself."""
 
 
 def num_workers(device: torch.device) -> int:
-    """Processes that make batches; on a CPU none, where a thread keeps up."""
+    """Processes that make windows; on a CPU none, where a thread keeps up."""
     return CUDA_WORKERS if device.type == "cuda" else 0
 
 
 @contextmanager
-def numbered_batches(
+def numbered_windows(
     sampler: WindowSampler, first: int, stride: int, workers: int
-) -> Iterator[Iterator[Batch]]:
-    """Endless batches number `first`, `first + stride`, ..., made ahead by `workers` processes, or
+) -> Iterator[Iterator[Window]]:
+    """Endless windows number `first`, `first + stride`, ..., made ahead by `workers` processes, or
     by a thread where there are none."""
     numbers = count(first, stride)
     if workers:
         loader = DataLoader(
-            cast("Dataset[Batch]", _Numbered(sampler)),
+            cast("Dataset[Window]", _Numbered(sampler)),
             sampler=numbers,
             batch_size=None,
             num_workers=workers,
@@ -48,22 +47,22 @@ def numbered_batches(
 
 def _one_ahead(
     pool: ThreadPoolExecutor, sampler: WindowSampler, numbers: Iterator[int]
-) -> Iterator[Batch]:
-    upcoming = pool.submit(sampler.batch, next(numbers))
+) -> Iterator[Window]:
+    upcoming = pool.submit(sampler.window, next(numbers))
     while True:
-        batch = upcoming.result()
-        upcoming = pool.submit(sampler.batch, next(numbers))
-        yield batch
+        window = upcoming.result()
+        upcoming = pool.submit(sampler.window, next(numbers))
+        yield window
 
 
 class _Numbered:
-    """A sampler's batches by their number, as a `DataLoader` asks for them."""
+    """A sampler's windows by their number, as a `DataLoader` asks for them."""
 
     def __init__(self, sampler: WindowSampler) -> None:
         self.sampler = sampler
 
-    def __getitem__(self, number: int) -> Batch:
-        return self.sampler.batch(number)
+    def __getitem__(self, number: int) -> Window:
+        return self.sampler.window(number)
 
 
 def _settle_worker(_worker: int) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers over fp32 master weights, and the learning-rate schedule.
+"""The optimizer over fp32 master weights, and the learning-rate schedule.
 
 The model may compute in bf16 (half the memory traffic); its updates are smaller than bf16 can add,
 so they are applied to fp32 masters.
@@ -13,40 +13,30 @@ from torch import Tensor, nn
 
 from model.training import distributed
 
-WARMUP_SHARE, DECAY_SHARE = 0.02, 0.3
+DECAY_SHARE = 0.3
 """Of a run's minutes."""
-EMBEDDING_RATE = 0.2
-"""Rate of embeddings and norms as a share of the matrices'."""
+WARMUP_STEPS = 60
+VECTOR_RATE = 3.0
+"""Rate of norms, biases and embeddings as a share of the matrices'."""
 
 
 class MasterOptimizer:
-    """Muon (Keller Jordan, 2024) for matrices, AdamW for embeddings and norms, both on masters.
-
-    Muon's updates are scaled to AdamW's (Moonlight, arXiv 2502.16982). Embeddings are tied to the
-    head, where a step moves every logit at once: they learn at a fraction of the matrices' rate.
-    """
+    """AdamW on masters; what is no matrix learns at a higher rate and does not decay."""
 
     def __init__(self, model: nn.Module, *, learning_rate: float, weight_decay: float) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(f"training needs torch 2.9 or later, found {torch.__version__}")
         self._parameters = dict(model.named_parameters())
         self.masters = {name: p.detach().float().clone() for name, p in self._parameters.items()}
-        matrices = [t for name, t in self.masters.items() if _is_matrix(name, t)]
-        others = [t for name, t in self.masters.items() if not _is_matrix(name, t)]
-        self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                matrices,
-                lr=learning_rate,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(
-                others, lr=learning_rate * EMBEDDING_RATE, betas=(0.9, 0.95), weight_decay=0.0
-            ),
-        ]
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["initial_lr"] = group["lr"]
+        matrices = [t for t in self.masters.values() if t.ndim == 2]
+        vectors = [t for t in self.masters.values() if t.ndim != 2]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
+                {"params": vectors, "lr": learning_rate * VECTOR_RATE, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def step(self, rate_factor: float, max_grad_norm: float = 1.0) -> float:
         """Apply the model's gradients, averaged over all processes, at `rate_factor` times the
@@ -65,10 +55,9 @@ class MasterOptimizer:
         norm = nn.utils.clip_grad_norm_(list(self.masters.values()), max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm.item()}")
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate_factor
-            optimizer.step()
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * rate_factor
+        self._optimizer.step()
         self.write_to_model()
         return float(norm)
 
@@ -79,35 +68,24 @@ class MasterOptimizer:
             parameter.copy_(self.masters[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and the optimizers' moments."""
-        return {
-            "masters": self.masters,
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-        }
+        """Masters and moments."""
+        return {"masters": self.masters, "moments": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken, at this optimizer's own rates."""
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(state["masters"][name])
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self._optimizer.load_state_dict(state["moments"])
         self.write_to_model()
 
 
-def _is_matrix(name: str, tensor: Tensor) -> bool:
-    return tensor.ndim == 2 and "embedding" not in name
-
-
-def rate_factor(minute: float, minutes: float, cooldown: float | None = None) -> float:
+def rate_factor(step: int, minute: float, minutes: float, cooldown: float | None = None) -> float:
     """Warm-up, stable, linear decay to zero (WSD, arXiv 2404.06395) of a run of `minutes`.
 
     The stable part has no memory of the run's length: a run may be prolonged from it, or cooled
     down at any time by a new, nearer end. `cooldown` is the decay's length in minutes; None is
     30 % of the run.
     """
-    warmup = WARMUP_SHARE * minutes
-    if minute < warmup:
-        return max(minute / warmup, 0.05)
     decay = DECAY_SHARE * minutes if cooldown is None else cooldown
-    return min(1.0, max(0.0, (minutes - minute) / decay))
+    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (minutes - minute) / decay))

@@ -1,4 +1,4 @@
-"""How a model in training is doing: held-out losses, an infill score, and fills to look at."""
+"""A denoiser in training on held-out projects: tokens a verify forward, and the end."""
 
 from __future__ import annotations
 
@@ -9,107 +9,131 @@ import torch
 from torch import Tensor
 
 from model.denoiser import Denoiser
-from model.noise_schedule import LinearSchedule
-from model.tokenizer import CodeTokenizer
+from model.engine.run.torch_forward import TorchForward
 from model.training import distributed
-from model.training.data import Batch
-from model.training.loss import canvas_hidden, encode_windows, joint_loss
+from model.training.loss import Encoded, canvases, encode
+from model.training.windows import Window
 
-HELD_OUT_SEED = 20_250_617
-SAMPLE_CHARS = 160
+
+@dataclass(frozen=True, slots=True)
+class EndScores:
+    """Of one way to tell the end: where its threshold does best, and how well."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall."""
+        both = self.precision + self.recall
+        return 2 * self.precision * self.recall / both if both else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """Means over the held-out batches of all processes."""
+    """Over the held-out windows of all processes."""
 
-    diffusion: float
-    """Nats a slot: the bounded negative ELBO."""
-    context: float
-    """Nats a token, over both streams."""
-    accuracy: float
-    """Share of the holes' tokens and ends that one forward from an all-masked canvas gets right:
-    the infill score that the best checkpoint is chosen by."""
-    exact: float
-    """Share of holes that such a forward fills exactly, end included. With a weak model mostly the
-    shortest ones, and of more noise than `accuracy`."""
+    tokens_per_forward: float
+    """What a verify forward commits on the mean: the longest run of drafted slots that equal the
+    backbone's own choice, and the token that it decides itself. The score that the best checkpoint
+    is kept by."""
+    parallel: float
+    """The same, if no slot were told the token before it."""
+    end: EndScores
+    """From the backbone's hidden states."""
+    canvas_end: EndScores
+    """From the first slot of a canvas."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutWindow:
+    """A window, and what the frozen backbone says of it once and for all."""
+
+    window: Window
+    encoded: Encoded
+    own: Tensor
+    """(K, C) the backbone's own choice for each slot, given the true text before it."""
+    goes_on: Tensor
+    """(K,) its choice for each canvas's first slot."""
+
+
+def prepare(backbone: TorchForward, window: Window) -> HeldOutWindow:
+    """Run the backbone over a window that was made with `draft_only`."""
+    encoded = encode(backbone, window)
+
+    def choice(rows: Tensor) -> Tensor:
+        chosen = [backbone.logits(part).argmax(dim=-1) for part in encoded.hidden[rows].split(64)]
+        return torch.cat(chosen)
+
+    rows = window.sources.clamp(min=0)
+    own = choice(rows.flatten()).view_as(rows)
+    return HeldOutWindow(window, encoded, own, choice(window.anchors))
 
 
 @torch.no_grad()
-def held_out_scores(
-    model: Denoiser, tokenizer: CodeTokenizer, schedule: LinearSchedule, batches: Sequence[Batch]
-) -> HeldOutScores:
-    """Scores under fixed noise. Every process passes its own share of the batches."""
-    device = model.embedding.weight.device
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    diffusion = context = 0.0
-    num_right = num_slots = num_exact = num_holes = 0
-    for batch in (b.to(device) for b in batches):
-        terms = joint_loss(
-            model,
-            batch,
-            mask_id=tokenizer.mask_id,
-            schedule=schedule,
-            context_weight=0.0,
-            generator=generator,
-        )
-        diffusion += terms.diffusion.item()
-        context += terms.context.item()
-        right, asked = _right_slots(batch, one_step_fill(model, tokenizer, batch), tokenizer.end_id)
-        num_right += int(right.sum())
-        num_slots += int(asked.sum())
-        num_exact += int(((right == asked).all(dim=-1) & asked.any(dim=-1)).sum())
-        num_holes += int(asked.any(dim=-1).sum())
-    num, diffusion, context, num_right, num_slots, num_exact, num_holes = distributed.total(
-        len(batches), diffusion, context, num_right, num_slots, num_exact, num_holes, device=device
-    )
+def held_out_scores(model: Denoiser, windows: Sequence[HeldOutWindow]) -> HeldOutScores:
+    """Scores of all windows. Every process passes its own share."""
+    device = model.mask.device
+    runs = torch.zeros(2, dtype=torch.float64, device=device)
+    count = 0
+    ends: list[tuple[Tensor, Tensor]] = []
+    canvas_ends: list[tuple[Tensor, Tensor]] = []
+    for held in windows:
+        window, goes_on = held.window, held.goes_on
+        shown = window.targets.clone()
+        shown[window.at_end, 0] = goes_on[window.at_end]
+        hidden = canvases(model, window, held.encoded, shown, window.known)
+        drafting = ~window.at_end
+        for index, follows in enumerate((True, False)):
+            drafted = draft(model, hidden, shown[:, 0], follows=follows)
+            agreed = (drafted == held.own)[drafting, 1:]
+            runs[index] += agreed.int().cumprod(dim=1).sum()
+        count += int(drafting.sum())
+        body = window.may_end >= 0
+        if body.any():
+            logits = model.end_logits(held.encoded.taps[body][None])[0]
+            ends.append((logits, window.may_end[body] == 1))
+            is_own = window.at_end | (window.targets[:, 0] == goes_on)
+            canvas_ends.append((model.canvas_end_logits(hidden)[is_own], window.at_end[is_own]))
+    with_follow, parallel, total = distributed.total(*runs.tolist(), count, device=device)
+    total = max(total, 1)
     return HeldOutScores(
-        diffusion / num, context / num, num_right / max(num_slots, 1), num_exact / max(num_holes, 1)
+        1 + with_follow / total,
+        1 + parallel / total,
+        end_scores(*_joined(ends)),
+        end_scores(*_joined(canvas_ends)),
     )
 
 
 @torch.no_grad()
-def one_step_fill(model: Denoiser, tokenizer: CodeTokenizer, batch: Batch) -> Tensor:
-    """(B, K, C): the likeliest token of every slot, all of them masked but the clamped ones."""
-    masked = torch.where(batch.canvas_weights > 0, tokenizer.mask_id, batch.canvas_targets)
-    _, prefix, suffix = encode_windows(model, batch)
-    logits = model.logits(canvas_hidden(model, batch, masked, prefix, suffix))
-    logits[..., sorted(tokenizer.special_ids - {tokenizer.end_id})] = float("-inf")
-    filled = logits.argmax(dim=-1).view_as(masked)
-    return torch.where(batch.canvas_weights > 0, filled, batch.canvas_targets)
+def draft(model: Denoiser, hidden_KCE: Tensor, first_K: Tensor, *, follows: bool) -> Tensor:
+    """(K, C): the likeliest token of each slot but the first, which is given; with `follows`, each
+    is told the one before it."""
+    if not follows:
+        rest = model.draft_ids[model.logits(hidden_KCE[:, 1:]).argmax(dim=-1)]
+        return torch.cat((first_K[:, None], rest), dim=1)
+    drafted = [first_K]
+    for slot in range(1, hidden_KCE.shape[1]):
+        state = model.follow(hidden_KCE[:, slot], drafted[-1])
+        drafted.append(model.draft_ids[model.logits(state).argmax(dim=-1)])
+    return torch.stack(drafted, dim=1)
 
 
-def _right_slots(batch: Batch, filled: Tensor, end_id: int) -> tuple[Tensor, Tensor]:
-    """(B, K, C) bool each: slots that were filled right, and slots that count: a hole's tokens and
-    its first `<eom>`. What follows that end is an end whatever was predicted."""
-    targets = batch.canvas_targets
-    follows_end = torch.zeros_like(targets, dtype=torch.bool)
-    follows_end[..., 1:] = (targets[..., :-1] == end_id) & (targets[..., 1:] == end_id)
-    asked = (batch.canvas_weights > 0) & ~follows_end
-    return (filled == targets) & asked, asked
+def end_scores(logits: Tensor, is_end: Tensor) -> EndScores:
+    """The threshold (a probability) with the best F1, and what it gives."""
+    if not bool(is_end.any()):
+        return EndScores(1.0, 0.0, 0.0)
+    order = logits.argsort(descending=True)
+    hits = is_end[order].cumsum(0).double()
+    precision = hits / torch.arange(1, len(hits) + 1, device=hits.device)
+    recall = hits / hits[-1]
+    best = int((2 * precision * recall / (precision + recall).clamp(min=1e-9)).argmax())
+    threshold = float(logits[order[best]].sigmoid())
+    return EndScores(threshold, float(precision[best]), float(recall[best]))
 
 
-def sample_fills(
-    model: Denoiser, tokenizer: CodeTokenizer, batch: Batch, num: int = 4
-) -> list[dict[str, str]]:
-    """The first hole of the first windows: text before it, the true text, the one-step fill."""
-    filled = one_step_fill(model, tokenizer, batch.to(model.embedding.weight.device)).cpu()
-    samples: list[dict[str, str]] = []
-    for window in range(min(num, filled.shape[0])):
-        seen = int(batch.prefix_seen[window, 0])
-        samples.append(
-            {
-                "before": tokenizer.decode(batch.prefix_ids[window, :seen].tolist())[
-                    -SAMPLE_CHARS:
-                ],
-                "true": _text(tokenizer, batch.canvas_targets[window, 0]),
-                "filled": _text(tokenizer, filled[window, 0]),
-            }
-        )
-    return samples
-
-
-def _text(tokenizer: CodeTokenizer, canvas_C: Tensor) -> str:
-    ids = canvas_C.tolist()
-    length = ids.index(tokenizer.end_id) if tokenizer.end_id in ids else len(ids)
-    return tokenizer.decode(ids[:length])
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if not parts:
+        return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -1,8 +1,8 @@
-"""The training loop: batches -> joint loss -> optimizer, with held-out scores, logs and resume.
+"""The training loop: windows -> loss -> optimizer, with held-out scores, logs and resume.
 
 A run lives in one directory:
-    state.pt      everything needed to go on: weights, moments, step, seconds trained
-    checkpoint/   the best model so far by held-out infill score, ready to be served
+    state.pt      everything needed to go on: masters, moments, draft vocabulary, step, seconds
+    checkpoint/   the best denoiser so far by held-out tokens a verify forward, ready to be served
     log.jsonl     one line a report
 """
 
@@ -13,88 +13,95 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 from tqdm import tqdm
 
 from model.api import CheckpointError
-from model.checkpoint import save_checkpoint
-from model.denoiser import Denoiser
-from model.noise_schedule import LinearSchedule
-from model.tokenizer import CodeTokenizer
+from model.backbone.checkpoint import Backbone
+from model.backbone.tokenizer import BackboneTokenizer
+from model.denoiser import Denoiser, save_denoiser
+from model.engine.run.torch_forward import TorchForward
 from model.training import distributed, feed
-from model.training.compilation import compile_layers
-from model.training.data import Batch, WindowSampler
-from model.training.loss import LossTerms, joint_loss
+from model.training.corpus import Document
+from model.training.loss import TEACHER_SHARE, LossTerms, window_loss
 from model.training.optimizer import MasterOptimizer, rate_factor
-from model.training.progress import HeldOutScores, held_out_scores, sample_fills
+from model.training.progress import HeldOutScores, held_out_scores, prepare
+from model.training.windows import Window, WindowSampler
 
 logger = logging.getLogger(__name__)
 
-REPORT_SECONDS = 20.0
-SAVE_SECONDS = 240.0
-HELD_OUT_BATCHES = 12
+REPORT_SECONDS = 30.0
+SAVE_SECONDS = 300.0
+HELD_OUT_WINDOWS = 20
+DRAFT_SAMPLE_CHARS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """How long and how fast to train."""
 
-    minutes: float = 10.0
+    minutes: float = 60.0
     """Wall-clock length of the whole run, all its resumptions together."""
     cooldown_minutes: float | None = None
     """How long the rate falls to zero at the end; None: the last 30 % of the run."""
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
-    context_weight: float = 1.0
-    """Share of the next-token loss beside the diffusion loss."""
-    certainty_weight: float = 0.0
-    """Share of the certainty loss: above 0 for a second stage that teaches few-step decoding."""
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    windows: int = 2
+    """A step's, of each process."""
+    teacher_share: float = TEACHER_SHARE
+    """Of the target: the backbone's own distribution; the rest is the true token."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.learning_rate <= 0:
+        if self.minutes <= 0 or self.learning_rate <= 0 or self.windows < 1:
             raise ValueError(
-                f"minutes ({self.minutes}) and learning_rate ({self.learning_rate}) must be above 0"
+                f"minutes ({self.minutes}), learning_rate ({self.learning_rate}) and windows "
+                f"({self.windows}) must be above 0"
             )
         if self.cooldown_minutes is not None and self.cooldown_minutes <= 0:
             raise ValueError(f"cooldown_minutes is {self.cooldown_minutes}; it must be above 0")
-        if self.certainty_weight < 0:
-            raise ValueError(f"certainty is {self.certainty_weight}; it must be 0 or more")
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"teacher_share is {self.teacher_share}; it must be from 0 to 1")
 
 
 class Trainer:
-    """Trains one model in one run directory; `run` may be called again after any interruption."""
+    """Trains one denoiser in one run directory; `run` may be called again after any
+    interruption."""
 
     def __init__(
         self,
         model: Denoiser,
-        tokenizer: CodeTokenizer,
+        backbone: Backbone,
         train: WindowSampler,
         held_out: WindowSampler,
         config: TrainingConfig,
         directory: Path,
         device: torch.device,
-        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self.model = model.to(device=device, dtype=dtype)
-        self.tokenizer, self.train, self.config = tokenizer, train, config
+        """The model trains in the dtype that it has; `held_out` is made with `draft_only`."""
+        self.model, self.backbone, self.train, self.config = model, backbone, train, config
         self.directory, self.device = directory, device
         directory.mkdir(parents=True, exist_ok=True)
+        self.forward = TorchForward(backbone.model, tapped_layers=model.config.taps)
         self.optimizer = MasterOptimizer(
-            self.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+            model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.schedule = LinearSchedule()
-        mine = range(distributed.rank(), HELD_OUT_BATCHES, distributed.world_size())
-        self.held_out = [held_out.batch(i) for i in mine]
+        index = torch.full((backbone.model.config.vocab_size,), -1, device=device)
+        index[model.draft_ids] = torch.arange(len(model.draft_ids), device=device)
+        self.draft_index = index
+        mine = range(distributed.rank(), HELD_OUT_WINDOWS, distributed.world_size())
+        windows = (held_out.window(i).to(device) for i in mine)
+        self.held_out = [prepare(self.forward, window) for window in windows]
         self.step, self.seconds, self.best = 0, 0.0, -1.0
         self.asked_to_stop = False  # a signal has come to this process
         self.stopping = False  # all processes have agreed to stop
@@ -108,7 +115,7 @@ class Trainer:
     def rate_factor(self) -> float:
         """The learning rate's present share of its full value."""
         minutes, cooldown = self.config.minutes, self.config.cooldown_minutes
-        return rate_factor(self.seconds / 60, minutes, cooldown)
+        return rate_factor(self.step, self.seconds / 60, minutes, cooldown)
 
     def run(self) -> float:
         """Train until the time is up or a signal asks to stop; returns the best held-out score.
@@ -116,8 +123,6 @@ class Trainer:
         Saves on the way and at the end, so that nothing is lost but the steps since the last save.
         Raises `FloatingPointError` when the loss is no longer finite.
         """
-        if self.device.type == "cuda":  # on a CPU it does not pay (docs/experiments.md)
-            compile_layers(self.model, self._try_out)
         self.asked_to_stop = self.stopping = False
         reported_at = saved_at = self.seconds
         losses: list[StepFigures] = []
@@ -126,12 +131,13 @@ class Trainer:
             initial=min(self.seconds, 60 * self.config.minutes),
             desc="training",
             bar_format="{l_bar}{bar}| {elapsed}, ETA {remaining}{postfix}",
+            mininterval=5.0,
             disable=distributed.rank() > 0,
         )
-        with _stop_on_signal(self), self._batches() as batches, bar:
+        with _stop_on_signal(self), self._windows() as windows, bar:
             while not self.is_done and not self.stopping:
                 started = time.perf_counter()
-                losses.append(self._train_step(next(batches)))
+                losses.append(self._train_step(windows))
                 took = time.perf_counter() - started
                 self._agree(self.seconds + took)
                 bar.update(min(took, bar.total - bar.n))
@@ -159,42 +165,27 @@ class Trainer:
         self.stopping = bool(stopping)
 
     @property
-    def _batch_number(self) -> int:
-        """Of this process's next batch; the processes deal them out in turn."""
-        return self.step * distributed.world_size() + distributed.rank()
+    def _window_number(self) -> int:
+        """Of this process's next window; the processes deal them out in turn."""
+        return self.step * self.config.windows * distributed.world_size() + distributed.rank()
 
-    def _batches(self) -> AbstractContextManager[Iterator[Batch]]:
+    def _windows(self) -> AbstractContextManager[Iterator[Window]]:
         workers = feed.num_workers(self.device)
         stride = distributed.world_size()
-        return feed.numbered_batches(self.train, self._batch_number, stride, workers)
+        return feed.numbered_windows(self.train, self._window_number, stride, workers)
 
-    def _backward(self, batch: Batch) -> LossTerms:
-        terms = joint_loss(
-            self.model,
-            batch.to(self.device),
-            mask_id=self.tokenizer.mask_id,
-            schedule=self.schedule,
-            context_weight=self.config.context_weight,
-            certainty_weight=self.config.certainty_weight,
-            # Noise of the step's own, as its batch is: a resumed run goes on as if never stopped.
-            generator=torch.Generator().manual_seed(self.config.seed + self._batch_number),
-        )
-        terms.total.backward()
-        return terms
-
-    def _try_out(self) -> None:
-        """Both passes over a batch of each canvas size, of which nothing remains."""
-        sizes = set(self.train.shape.canvas_sizes)
-        batches = map(self.train.batch, count())
-        while sizes:
-            batch = next(batches)
-            if batch.canvas_targets.shape[-1] in sizes:
-                self._backward(batch)
-                sizes.remove(batch.canvas_targets.shape[-1])
-        self.model.zero_grad()
-
-    def _train_step(self, batch: Batch) -> StepFigures:
-        terms = self._backward(batch)
+    def _train_step(self, windows: Iterator[Window]) -> StepFigures:
+        # Noise of the step's own, as its windows are: a resumed run goes on as if never stopped.
+        noise = torch.Generator().manual_seed(self.config.seed + self._window_number)
+        steps: list[StepFigures] = []
+        for _ in range(self.config.windows):
+            window = next(windows).to(self.device)
+            terms = window_loss(
+                self.model, self.forward, window, self.draft_index, noise,
+                teacher_share=self.config.teacher_share,
+            )  # fmt: skip
+            (terms.total / self.config.windows).backward()
+            steps.append(StepFigures.of(terms, window))
         try:
             self.optimizer.step(self.rate_factor)
         except FloatingPointError as error:
@@ -203,30 +194,24 @@ class Trainer:
                 "go on from it with a lower --learning-rate"
             ) from error
         self.step += 1
-        tokens = 2 * batch.prefix_ids.numel() + batch.canvas_targets.numel()
-        losses = (terms.diffusion.item(), terms.context.item(), terms.certainty.item())
-        return StepFigures(*losses, tokens)
+        return StepFigures.mean(steps)
 
     def _report(self, steps: list[StepFigures], seconds: float, bar: tqdm) -> None:
-        diffusion = sum(s.diffusion for s in steps) / len(steps)
-        context = sum(s.context for s in steps) / len(steps)
-        rate = sum(s.tokens for s in steps) * distributed.world_size() / seconds
+        mean = StepFigures.mean(steps)
+        per_second = len(steps) * self.config.windows * distributed.world_size() / seconds
         bar.set_postfix_str(
-            f", diffusion {diffusion:.3f}, context {context:.3f}, "
-            f"{rate:,.0f} tokens/s, step {self.step}"
+            f", draft {mean.draft:.3f}, end {mean.end:.3f}/{mean.canvas_end:.3f}, "
+            f"{per_second * mean.canvases:,.0f} canvases/s, step {self.step}"
         )
-        certainty = sum(s.certainty for s in steps) / len(steps)
         self._log(
-            diffusion=round(diffusion, 4),
-            context=round(context, 4),
-            certainty=round(certainty, 4),
-            tokens_per_second=round(rate),
+            **{name: round(value, 4) for name, value in asdict(mean).items()},
+            windows_per_second=round(per_second, 3),
             rate_factor=round(self.rate_factor, 4),
         )
 
     def score(self) -> HeldOutScores:
-        """The model's scores on fixed held-out batches under fixed noise."""
-        return held_out_scores(self.model, self.tokenizer, self.schedule, self.held_out)
+        """The model's scores on fixed held-out windows."""
+        return held_out_scores(self.model, self.held_out)
 
     def save(self) -> None:
         """Write `state.pt`; write `checkpoint/` too if this model is the best so far.
@@ -234,29 +219,37 @@ class Trainer:
         Raises `OSError` when they cannot be written; what was saved before is then intact.
         """
         scores = self.score()
-        is_best = scores.accuracy > self.best
-        self.best = max(self.best, scores.accuracy)
+        is_best = scores.tokens_per_forward > self.best
+        self.best = max(self.best, scores.tokens_per_forward)
         if distributed.rank() > 0:
             return
         try:
             self._write(scores, is_best)
-        # torch reports a full disk as RuntimeError, safetensors as an error of its own.
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise OSError(
                 f"{self.directory} could not be written to ({error}); what was saved before is "
                 "intact. Free some disk and run the command again"
             ) from error
 
     def _write(self, scores: HeldOutScores, is_best: bool) -> None:
-        figures = {f"held_out_{name}": round(v, 4) for name, v in asdict(scores).items()}
-        self._log(**figures, samples=sample_fills(self.model, self.tokenizer, self.held_out[0]))
+        figures = _rounded(asdict(scores))
+        self._log(held_out=figures)
+        logger.info("step %d: %s", self.step, json.dumps(figures))
         if is_best:
-            facts = {"steps": self.step, "minutes": round(self.seconds / 60, 1), **figures}
-            save_checkpoint(
-                self.directory / "checkpoint", self.model, self.tokenizer, training=facts
+            facts = {
+                "steps": self.step, "minutes": round(self.seconds / 60, 1), "held_out": figures
+            }  # fmt: skip
+            save_denoiser(
+                self.directory / "checkpoint",
+                self.model,
+                self.backbone,
+                weights=self.optimizer.masters,
+                training=facts,
             )
         state = {
             "optimizer": self.optimizer.state_dict(),
+            "draft_ids": self.model.draft_ids.cpu(),
+            "backbone": self.backbone.digest,
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
@@ -269,22 +262,19 @@ class Trainer:
             draft.unlink(missing_ok=True)
 
     def resume(self) -> bool:
-        """Go on from `state.pt` if the run directory has one.
-
-        Raises `CheckpointError` when it is damaged.
-        """
-        file = self.directory / "state.pt"
-        if not file.is_file():
+        """Go on from `state.pt` if the run directory has one. Raises `CheckpointError`."""
+        state = read_state(self.directory, self.backbone)
+        if state is None:
             return False
+        if not torch.equal(state["draft_ids"], self.model.draft_ids.cpu()):
+            raise CheckpointError(f"{self.directory} was trained with another draft vocabulary")
         try:
-            # Not straight to a GPU: AdamW's step counters stay where they are loaded, and it would
-            # wait for each of them in every step. Masters and moments go there by themselves.
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, UnpicklingError, EOFError) as error:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
-                f"{file} is damaged; delete it to start again from the best checkpoint"
+                f"{self.directory} holds a run of a denoiser of other sizes ({error}); give "
+                "another --out"
             ) from error
-        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         return True
 
@@ -300,10 +290,63 @@ class Trainer:
 class StepFigures:
     """What one step of this process tells the log."""
 
-    diffusion: float
-    context: float
-    certainty: float
-    tokens: int
+    draft: float
+    end: float
+    canvas_end: float
+    tokens: float
+    canvases: float
+
+    @classmethod
+    def of(cls, terms: LossTerms, window: Window) -> StepFigures:
+        """Of one window."""
+        return cls(terms.draft, terms.end, terms.canvas_end, len(window.ids), len(window.anchors))
+
+    @classmethod
+    def mean(cls, steps: Sequence[StepFigures]) -> StepFigures:
+        """Of several."""
+        columns = zip(*(asdict(step).values() for step in steps), strict=True)
+        return cls(*(sum(column) / len(steps) for column in columns))
+
+
+def read_state(directory: Path, backbone: Backbone) -> dict[str, Any] | None:
+    """A run's `state.pt`, if there is one. Raises `CheckpointError` when it is damaged or of
+    another backbone."""
+    file = directory / "state.pt"
+    if not file.is_file():
+        return None
+    try:
+        # Not straight to a GPU: AdamW's step counters stay where they are loaded, and it would
+        # wait for each of them in every step. Masters and moments go there by themselves.
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        digest = state["backbone"]
+    except (RuntimeError, OSError, UnpicklingError, EOFError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} is damaged; delete it to start again from the best checkpoint"
+        ) from error
+    if digest != backbone.digest:
+        raise CheckpointError(
+            f"{file} was trained over another backbone (SHA-256 {digest[:12]}…, here "
+            f"{backbone.digest[:12]}…); give that one, or another --out"
+        )
+    return state
+
+
+def draft_vocabulary(
+    documents: Sequence[Document], tokenizer: BackboneTokenizer, size: int
+) -> Tensor:
+    """The `size` tokens that code uses most, and the end's, sorted."""
+    counts: Counter[int] = Counter()
+    chars = 0
+    for document in documents:
+        counts.update(tokenizer.encode(document.text))
+        chars += len(document.text)
+        if chars > DRAFT_SAMPLE_CHARS:
+            break
+    return torch.tensor(sorted({*(i for i, _ in counts.most_common(size - 1)), tokenizer.eos_id}))
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    return {k: _rounded(v) if isinstance(v, dict) else round(v, 4) for k, v in figures.items()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.api import CheckpointError
-from model.tokenizer import CodeTokenizer
+from model.backbone.checkpoint import load_backbone
 from model.training.corpus.packing import pack
 from model.training.corpus.sources import find_source
 
@@ -27,7 +27,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--any-licence", action="store_true", help="take all sources: for code of your own"
     )
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to count tokens with")
+    parser.add_argument(
+        "--hold-out", nargs="*", default=[], metavar="NAME",
+        help="sources to keep out of training; without any, one file in a hundred",
+    )  # fmt: skip
+    parser.add_argument("--backbone", type=Path, help="model whose tokenizer counts the tokens")
     return parser.parse_args(argv)
 
 
@@ -43,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out,
             args.decontaminate,
             any_licence=args.any_licence,
-            tokenizer=CodeTokenizer.from_file(args.tokenizer) if args.tokenizer else None,
+            held_out=args.hold_out,
+            tokenizer=load_backbone(args.backbone).tokenizer if args.backbone else None,
         )
     except (ValueError, OSError, CheckpointError) as error:
         print(f"packing: {error}", file=sys.stderr)

@@ -13,13 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from model.tokenizer import CodeTokenizer
+from model.backbone.tokenizer import BackboneTokenizer
 from model.training.corpus.shards import FORMAT, Document
 from model.training.corpus.sources import Source
 
-CHARS_PER_TOKEN = 3.3
-"""Of our corpus and tokenizer: what tokens are estimated by where no tokenizer is given."""
-TOKENIZED_AT_ONCE = 256
+CHARS_PER_TOKEN = 3.7
+"""Of our corpus and the default backbone: what tokens are estimated by where none is given."""
 
 
 def header() -> dict[str, Any]:
@@ -29,7 +28,7 @@ def header() -> dict[str, Any]:
 
 
 def statistics(
-    train: Sequence[Document], sources: Sequence[Source], tokenizer: CodeTokenizer | None
+    train: Sequence[Document], sources: Sequence[Source], tokenizer: BackboneTokenizer | None
 ) -> dict[str, Any]:
     """Files, characters and tokens: in all, of each language and of each source."""
     of_language: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -67,14 +66,10 @@ def _source_row(source: Source, count: Counter[str], languages: Sequence[str]) -
     }
 
 
-def _token_counts(train: Sequence[Document], tokenizer: CodeTokenizer | None) -> list[int]:
+def _token_counts(train: Sequence[Document], tokenizer: BackboneTokenizer | None) -> list[int]:
     if tokenizer is None:
         return [round(len(d.text) / CHARS_PER_TOKEN) for d in train]
-    counts: list[int] = []
-    for start in tqdm(range(0, len(train), TOKENIZED_AT_ONCE), desc="counting tokens"):
-        texts = [d.text for d in train[start : start + TOKENIZED_AT_ONCE]]
-        counts += map(len, tokenizer.encode_batch(texts))
-    return counts
+    return [len(tokenizer.encode(d.text)) for d in tqdm(train, desc="counting tokens")]
 
 
 def render_card(manifest: dict[str, Any]) -> str:
@@ -84,6 +79,7 @@ def render_card(manifest: dict[str, Any]) -> str:
     left_out = ", ".join(f"{count:,} {why}" for why, count in manifest["left_out"].items())
     scrubbed = ", ".join(f"{count:,} {what}" for what, count in manifest["scrubbed"].items())
     refused = ", ".join(f"{s['name']} ({s['licence']})" for s in manifest["left_out_sources"])
+    held_out = ", ".join(manifest["held_out_sources"]) or "one in a hundred"
     benchmarks = ", ".join(f"{name} ({n} files)" for name, n in manifest["decontamination"].items())
     rows = [
         f"| {s['name']} | {s['version'] or ''} | {s['licence']} | {s['files']:,} "
@@ -93,7 +89,8 @@ def render_card(manifest: dict[str, Any]) -> str:
     return "\n".join([
         f"{manifest['files']:,} files, {manifest['chars'] / 1e6:.1f} M characters, "
         f"{manifest['tokens'] / 1e6:.1f} M tokens ({manifest['tokens_are']}), packed "
-        f"{manifest['packed']}; {manifest['held_out_files']:,} more files are held out.",
+        f"{manifest['packed']}; {manifest['held_out_files']:,} more files are held out: "
+        f"{held_out}.",
         "",
         f"- By tokens: {shares}.",
         f"- Files left out: {left_out or 'none'}.",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model.tokenizer import CodeTokenizer
+from model.backbone.tokenizer import BackboneTokenizer
 from model.training.corpus import licences
 from model.training.corpus.benchmarks import benchmark_ngrams, word_ngrams
 from model.training.corpus.duplicates import DuplicateFinder, content_digest
@@ -58,26 +58,32 @@ def pack(
     benchmarks: Sequence[Path] = (),
     *,
     any_licence: bool = False,
-    tokenizer: CodeTokenizer | None = None,
+    held_out: Sequence[str] = (),
+    tokenizer: BackboneTokenizer | None = None,
 ) -> dict[str, object]:
     """Write shards and `manifest.json` to `out`; returns the manifest.
 
     Sources without a permissive licence are left out (unless `any_licence`: for code that is
     one's own). Files are scrubbed, decontaminated against `benchmarks`, freed of near-duplicates,
-    shuffled, and one in a hundred (by its content's hash, so the choice is stable) is held out of
-    training. A corpus already in `out` is replaced only when the new one is complete. Raises
-    `ValueError` when nothing is left, `OSError` when writing fails.
+    shuffled, and the sources named in `held_out` are kept out of training; where none is named,
+    one file in a hundred, by its content's hash, so the choice is stable. A corpus already in
+    `out` is replaced only when the new one is complete. Raises `ValueError` when nothing is left or
+    a source to hold out is not there, `OSError` when writing fails.
     """
     named = _with_names_of_their_own(sources)
+    absent = sorted(set(held_out) - {s.name for s in named})
+    if absent:
+        raise ValueError(f"no source is named {', '.join(absent)}; it cannot be held out")
     taken = [s for s in named if any_licence or s.permissive]
     tally = _Tally()
     documents = _collect(taken, benchmarks, tally, any_licence)
     if not documents:
         raise ValueError(_nothing_left(named, taken, tally))
-    train, held_out = _split(documents)
+    train, aside = _split(documents, frozenset(held_out))
     manifest = {
         **header(),
-        "held_out_files": len(held_out),
+        "held_out_files": len(aside),
+        "held_out_sources": sorted(held_out),
         **statistics(train, taken, tokenizer),
         "left_out": dict(tally.left_out.most_common()),
         "left_out_sources": [
@@ -88,16 +94,21 @@ def pack(
         "scrubbed": dict(tally.scrubbed),
         "decontamination": {file.name: tally.contaminated[file.name] for file in benchmarks},
     }
-    _write(out, train, held_out or train[:1], manifest)
+    _write(out, train, aside or train[:1], manifest)
     return manifest
 
 
-def _split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+def _split(
+    documents: Sequence[Document], sources: frozenset[str]
+) -> tuple[list[Document], list[Document]]:
     """(train, held out); train is shuffled, and not empty."""
     train: list[Document] = []
     held_out: list[Document] = []
     for document in documents:
-        held = content_digest(document.text)[0] * 100 < 256 * HELD_OUT_PERCENT
+        if sources:
+            held = document.source in sources
+        else:
+            held = content_digest(document.text)[0] * 100 < 256 * HELD_OUT_PERCENT
         (held_out if held else train).append(document)
     if not train:
         train, held_out = held_out, []

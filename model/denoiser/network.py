@@ -1,0 +1,216 @@
+"""The denoiser's network: a few bidirectional layers over a canvas, over the context's features.
+
+A context token's hidden states, tapped behind some of the backbone's layers, are fused into one
+feature; each layer makes keys and values of it, which are cached beside the backbone's own. A
+canvas sees all of its context and all of itself. Its first slot holds the token that the backbone
+has just decided; the others are masked, or known. The embedding and the head are the backbone's.
+
+Shape letters: B canvases, C slots, P context tokens kept, N context tokens, E hidden size, F all
+taps side by side, H query heads, G key/value heads, D head dimension, V draft vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.denoiser.config import DenoiserConfig
+from model.transformer import (
+    KeyValue,
+    Layer,
+    Transformer,
+    TransformerConfig,
+    rotary_tables,
+    rotate,
+)
+
+FUSE_NOISE = 0.002
+SKIP_SCALE = 0.3
+
+
+class CanvasLayer(Layer):
+    """A block of the backbone's kind, with keys and values of its own for the context."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        size = config.num_kv_heads * config.head_dim
+        self.context_k = nn.Linear(config.hidden_size, size, bias=config.qkv_bias)
+        self.context_v = nn.Linear(config.hidden_size, size, bias=config.qkv_bias)
+
+    def start_from(self, layer: Layer) -> None:
+        """Begin as a layer of the backbone."""
+        states = layer.state_dict()
+        self.load_state_dict(states, strict=False)
+        # What it read was normalised with a scale; the features come without one.
+        scale = layer.input_norm.weight
+        for mine, theirs in ((self.context_k, layer.k_proj), (self.context_v, layer.v_proj)):
+            mine.load_state_dict(theirs.state_dict())
+            mine.weight.data.mul_(scale.to(mine.weight))
+
+    def context(self, features_BNE: Tensor, rotation: tuple[Tensor, Tensor]) -> KeyValue:
+        """Keys, rotated, and values (B, G, N, D) of context tokens."""
+        k, v = (
+            project(features_BNE).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.context_k, self.context_v)
+        )
+        return rotate(self.k_norm(k), *rotation), v
+
+    def canvas(
+        self, x_BCE: Tensor, rotation: tuple[Tensor, Tensor], past: KeyValue, visible_BT: Tensor
+    ) -> Tensor:
+        """(B, C, E) -> (B, C, E). `visible` (B, P + C) bool: the context and the canvas."""
+        normed = self.input_norm(x_BCE)
+        q, k, v = (
+            project(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(self.q_norm(q), *rotation), rotate(self.k_norm(k), *rotation)
+        keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        # Heads that share keys become rows of one product: all slots see the same.
+        rows = q.reshape(len(q), k.shape[1], -1, self.head_dim)
+        mask = visible_BT[:, None, None].expand(-1, -1, rows.shape[2], -1)
+        mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+        x = x_BCE + self.o_proj(mixed.reshape(q.shape).transpose(1, 2).flatten(-2))
+        normed = self.ffn_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(normed)) * self.up_proj(normed))
+
+
+class Denoiser(nn.Module):
+    """See the module's docstring."""
+
+    cos: Tensor
+    sin: Tensor
+    draft_ids: Tensor
+    head: Tensor
+
+    def __init__(
+        self, config: DenoiserConfig, embedding_WE: Tensor, head_VE: Tensor, draft_ids_V: Tensor
+    ) -> None:
+        """`embedding` is the backbone's, `head` those rows of its head that `draft_ids` names."""
+        super().__init__()
+        self.config = config
+        backbone = config.backbone
+        size, taps = backbone.hidden_size, len(config.taps)
+        self._embedding = [embedding_WE]  # in a list: no weight of this module
+        self.register_buffer("head", head_VE, persistent=False)
+        self.register_buffer("draft_ids", draft_ids_V, persistent=False)
+        self.fuse = nn.Linear(taps * size, size, bias=False)
+        self.mask = nn.Parameter(torch.zeros(size))
+        self.slots = nn.Parameter(torch.zeros(config.canvas_size, size))
+        self.skip = nn.Linear(size, size, bias=False)
+        layers = nn.ModuleList(CanvasLayer(backbone) for _ in range(config.num_layers))
+        self.layers = cast("list[CanvasLayer]", layers)
+        self.final_norm = nn.RMSNorm(size, backbone.norm_eps)
+        self.follow_hidden = nn.Linear(size, config.follow_size, bias=False)
+        self.follow_token = nn.Linear(size, config.follow_size, bias=False)
+        self.follow_out = nn.Linear(config.follow_size, size, bias=False)
+        self.end_in = nn.Linear(taps * size, config.end_size)
+        self.end_out = nn.Linear(config.end_size, 1)
+        self.canvas_end = nn.Linear(size, 1)
+        self.register_rotation("cpu")
+
+    @classmethod
+    def of(cls, config: DenoiserConfig, backbone: Transformer, draft_ids_V: Tensor) -> Denoiser:
+        """A denoiser over a backbone: its embedding, and the rows of its head that are drafted."""
+        head = backbone.head.weight.detach()
+        ids = draft_ids_V.to(head.device)
+        return cls(config, backbone.embedding.weight.detach(), head[ids], ids)
+
+    def register_rotation(self, device: torch.device | str) -> None:
+        """The rotary tables, which no checkpoint holds, in float32 on `device`."""
+        backbone = self.config.backbone
+        with torch.device(device):
+            cos, sin = rotary_tables(backbone.max_positions, backbone.head_dim, backbone.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @torch.no_grad()
+    def start_from(self, backbone: Transformer) -> None:
+        """Begin as the backbone's last layers, reading the feature that those read."""
+        size, count = self.config.backbone.hidden_size, self.config.num_layers
+        for layer, theirs in zip(self.layers, backbone.layers[-count:], strict=True):
+            layer.start_from(theirs)
+        self.final_norm.load_state_dict(backbone.final_norm.state_dict())
+        self.fuse.weight.normal_(0.0, FUSE_NOISE)
+        continued = max(self.config.backbone.num_layers - count - 1, 0)
+        if continued in self.config.taps:
+            at = self.config.taps.index(continued) * size
+            self.fuse.weight[:, at : at + size] += torch.eye(size)
+        self.skip.weight.normal_(0.0, SKIP_SCALE * size**-0.5)
+        for weight in (self.follow_out.weight, self.end_out.weight, self.canvas_end.weight):
+            weight.zero_()
+        for bias in (self.end_out.bias, self.canvas_end.bias):
+            bias.zero_()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The backbone's embedding, each row of a root mean square of 1; (…) -> (…, E)."""
+        rows = F.embedding(ids, self._embedding[0]).to(self.mask.dtype)
+        return F.rms_norm(rows, rows.shape[-1:], eps=self.config.backbone.norm_eps)
+
+    def features(self, taps_BNF: Tensor) -> Tensor:
+        """The context's fused features (B, N, E)."""
+        fused = self.fuse(taps_BNF)
+        return F.rms_norm(fused, fused.shape[-1:], eps=self.config.backbone.norm_eps)
+
+    def context(self, taps_BNF: Tensor, positions_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept of context tokens: keys and values (layers, 2, B, G, N, D), and their
+        features (B, N, E), of which a canvas wants its last context token's.
+
+        `taps` are hidden states behind `config.taps`, each of a root mean square of 1.
+        """
+        features = self.features(taps_BNF)
+        rotation = self._rotation(positions_BN, features)
+        kept = [torch.stack(layer.context(features, rotation)) for layer in self.layers]
+        return torch.stack(kept), features
+
+    def canvas(
+        self,
+        ids_BC: Tensor,
+        known_BC: Tensor,
+        positions_BC: Tensor,
+        anchor_feature_BE: Tensor,
+        past: Tensor,
+        visible_BP: Tensor,
+    ) -> Tensor:
+        """Hidden states (B, C, E) of canvases: slot i predicts its own token.
+
+        `known` bool: slots that show their id; the first one always does. `past` (layers, 2, B, G,
+        P, D) is `context`'s of what stands before the canvas, `anchor_feature` that of the last
+        token of it; `visible` says which of it counts.
+        """
+        num_slots = ids_BC.shape[1]
+        x = torch.where(known_BC[..., None], self.embed(ids_BC), self.mask)
+        x = x + self.slots[:num_slots] + self.skip(anchor_feature_BE)[:, None]
+        rotation = self._rotation(positions_BC, x)
+        visible = F.pad(visible_BP, (0, num_slots), value=True)
+        for layer, kept in zip(self.layers, past, strict=True):
+            x = layer.canvas(x, rotation, (kept[0], kept[1]), visible)
+        return self.final_norm(x)
+
+    def follow(self, hidden: Tensor, previous_ids: Tensor) -> Tensor:
+        """(…, E) -> (…, E): the hidden states of slots, told which token was chosen just before.
+
+        Without it all slots are filled as if their neighbours were not.
+        """
+        seen = self.follow_token(self.embed(previous_ids))
+        return hidden + self.follow_out(F.silu(self.follow_hidden(hidden)) * seen)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, E) -> (…, V), over `draft_ids`."""
+        return F.linear(hidden, self.head)
+
+    def end_logits(self, taps_BNF: Tensor) -> Tensor:
+        """(B, N, F) -> (B, N) float32: that the middle ends behind a context token."""
+        return self.end_out(F.silu(self.end_in(taps_BNF))).squeeze(-1).float()
+
+    def canvas_end_logits(self, hidden_BCE: Tensor) -> Tensor:
+        """(B, C, E) -> (B,) float32: that the middle ends before the canvas's first slot, whatever
+        token the backbone has put there."""
+        return self.canvas_end(hidden_BCE[:, 0]).squeeze(-1).float()
+
+    def _rotation(self, positions_BN: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = (t[positions_BN].unsqueeze(1).to(like.dtype) for t in (self.cos, self.sin))
+        return cos, sin
