@@ -30,6 +30,7 @@ OVER_HTTP = f"{HTTP_CLIENTS} over HTTP"
 ROUNDS = 3
 CONTEXT_CHARS = 2048
 """On either side of a client's cursor."""
+MAX_NEW_TOKENS = 32
 
 
 async def measure(setting: Setting) -> Figures:
@@ -42,7 +43,7 @@ async def measure(setting: Setting) -> Figures:
         # Each name: whom to ask, and by how many.
         ways: dict[str, tuple[Completer, int]] = {str(n): (completer, n) for n in counts}
         if not lacking:
-            engine = await opened.enter_async_context(http_engine(setting))
+            engine, _ = await opened.enter_async_context(http_engine(setting))
             ways[OVER_HTTP] = (engine, HTTP_CLIENTS)
         rounds = await _run_rounds(setting, ways)
     return {
@@ -56,7 +57,7 @@ async def _run_rounds(
 ) -> dict[str, list[Figures]]:
     """Figures of every round of each way to ask, in turns."""
     seconds = 0.2 if setting.quick else 3.0
-    text = setting.text_of(setting.size(full=60_000, gpu=60_000, quick=2000))
+    text = long_text(setting)
     rounds: dict[str, list[Figures]] = {name: [] for name in ways}
     plan = shuffled_rounds(list(ways), 1 if setting.quick else ROUNDS, setting.seed)
     first = 0
@@ -68,6 +69,11 @@ async def _run_rounds(
         await asyncio.gather(*(typist.ask(completer) for typist in typists))
         rounds[name].append(await run_clients(completer, typists, seconds))
     return rounds
+
+
+def long_text(setting: Setting) -> str:
+    """What clients type in."""
+    return setting.text(setting.size(full=200_000, gpu=1_000_000, quick=20_000))
 
 
 class Typist:
@@ -84,10 +90,9 @@ class Typist:
         """The request at the cursor."""
         cursor = self._start + self._typed
         return InfillRequest(
+            max_new_tokens=MAX_NEW_TOKENS,
             prefix=self._text[self._start - CONTEXT_CHARS : cursor],
             suffix=self._text[cursor + 80 : self._start + 80 + CONTEXT_CHARS],
-            starts_file=False,
-            ends_file=False,
             language="python",
             document=self._name,
             client=self._name,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import re
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from model.benchmarks.clients import Typist
+from model.benchmarks.child import peak_rss_bytes
+from model.benchmarks.clients import Typist, long_text
 from model.benchmarks.setting import Setting
-from model.benchmarks.table import Row
+from model.benchmarks.table import Goal, Row
 from model.evaluation.report import Figures
 
 TITLE = "Peak memory"
@@ -45,27 +43,13 @@ async def _fill(setting: Setting, figures: Figures) -> None:
     completer = setting.open_completer()
     try:
         figures["rss_loaded"] = peak_rss_bytes()
-        text = setting.text_of(setting.size(full=30_000, gpu=30_000, quick=2000))
+        text = long_text(setting)
         await Typist(text, 0).ask(completer)
         figures["rss_one_client"] = peak_rss_bytes()
         await asyncio.gather(*(Typist(text, n).ask(completer) for n in range(CLIENTS)))
         figures[f"rss_{CLIENTS}_clients"] = peak_rss_bytes()
     finally:
         await completer.close()
-
-
-def peak_rss_bytes() -> int | None:
-    """The most memory this process has had resident; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage, which on Linux counts what our parent held when it started us.
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii"), re.MULTILINE)
-        return 1024 * int(found[1]) if found else None
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
 
 
 def rows(figures: Figures, setting: Setting) -> list[Row]:
@@ -75,7 +59,8 @@ def rows(figures: Figures, setting: Setting) -> list[Row]:
             name.replace("_", " ").replace("rss", "resident,").replace("cuda", "GPU,"),
             None if value is None else round(value / 1e6, 1),
             "MB",
-            note="" if value is not None else "this system does not tell",
+            Goal("at most", 1300) if name == "rss_one_client" and not setting.on_cuda else None,
+            "" if value is not None else "this system does not tell",
         )
         for name, value in figures.items()
     ]

@@ -10,18 +10,21 @@ from pathlib import Path
 
 import torch
 
-from model.api import SHIPPED_WEIGHTS, InfillRequest
-from model.checkpoint import load_checkpoint
-from model.denoiser import Denoiser, DenoiserConfig
+from model.api import InfillRequest
+from model.backbone import gguf_model
+from model.backbone.checkpoint import is_backbone
+from model.backbone.gguf_file import GgufFile
+from model.backbone.tokenizer import BackboneTokenizer
+from model.engine.draft.verify import VerifyingDecoder
 from model.evaluation.holes import cut_holes
 from model.evaluation.problems import load_problems
 from model.evaluation.sources import SourceText, load_sources
+from model.families.configs import read_causal_config
 from model.serving.completer import EngineCompleter
-from model.serving.loading import completer_of, load_completer
-from model.tokenizer import CodeTokenizer
+from model.serving.loading import load_completer
 
-OWN_FILES = SHIPPED_WEIGHTS.parent
-"""Our own code, which no checkpoint of ours was trained on: what is measured with by default."""
+OWN_FILES = Path(__file__).parents[1]
+"""Our own code: what is measured with by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class Setting:
     Raises `ValueError` for values that do not go together.
     """
 
-    model: Path = SHIPPED_WEIGHTS
+    model: Path
     device: str = "auto"
     dtype: str = "auto"
     paths: tuple[Path, ...] = ()
@@ -76,44 +79,24 @@ class Setting:
         """How many of something to measure: on a CPU, on a GPU, and where it only has to run."""
         return quick if self.quick else gpu if self.on_cuda else full
 
-    # ---- models --------------------------------------------------------------------------
+    # ---- the model -----------------------------------------------------------------------
 
     def open_completer(self) -> EngineCompleter:
-        """The checkpoint, loaded. Raises `CheckpointError`."""
+        """The model, loaded. Raises `CheckpointError`."""
         return load_completer(self.model, device=self.device, dtype=self.dtype)
 
-    @cached_property
-    def tokenizer(self) -> CodeTokenizer:
-        """The checkpoint's tokenizer."""
-        return load_checkpoint(self.model)[1]
+    def require_backbone(self) -> None:
+        """Raise `ValueError` for a model that drafts nothing and verifies nothing."""
+        if self.model.exists() and not is_backbone(self.model):
+            raise ValueError(f"{self.model} is no backbone; measure it with --parts clients,memory")
 
     @cached_property
-    def shape(self) -> DenoiserConfig:
-        """The checkpoint's sizes."""
-        return load_checkpoint(self.model)[0].config
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype of random models: the engine's usual one for the device."""
-        if self.dtype == "auto":
-            return torch.bfloat16 if self.on_cuda else torch.float32
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
-
-    def open_random(self, shape: DenoiserConfig) -> EngineCompleter:
-        """A completer around a model of a shape, with random weights made on the device."""
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.torch_dtype)
-        try:
-            with torch.device(self.torch_device):
-                torch.manual_seed(self.seed)
-                model = Denoiser(shape)
-        finally:
-            torch.set_default_dtype(before)
-        for parameter in model.parameters():
-            # Nor zeros, which a processor multiplies with less power, so at a higher clock.
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-        return completer_of(model.requires_grad_(False).eval(), self.tokenizer)
+    def tokenizer(self) -> BackboneTokenizer:
+        """The backbone's tokenizer, without its weights. Raises `CheckpointError`."""
+        if self.model.is_dir():
+            return BackboneTokenizer.from_directory(self.model, read_causal_config(self.model))
+        file = GgufFile(self.model)
+        return BackboneTokenizer.from_gguf(file, gguf_model.read_config(file))
 
     # ---- text ----------------------------------------------------------------------------
 
@@ -122,19 +105,21 @@ class Setting:
         """The files to measure with. Raises `OSError`, `DocumentError` and `ValueError`."""
         return load_sources(self.paths or (OWN_FILES,))
 
-    def text_of(self, num_tokens: int) -> str:
-        """Source text of about so many tokens."""
-        return self.tokenizer.decode(self.tokens_of(num_tokens))
+    def text(self, num_chars: int) -> str:
+        """Source text, the files one after the other, again and again."""
+        whole = "\n".join(source.text for source in self.sources)
+        return (whole * (num_chars // len(whole) + 1))[:num_chars]
 
-    def tokens_of(self, num_tokens: int) -> list[int]:
-        """Tokens of source text, the files one after the other, again and again."""
-        ids: list[int] = []
-        while len(ids) < num_tokens:
-            for source in self.sources:
-                ids += self.tokenizer.encode(source.text)
-                if len(ids) >= num_tokens:
-                    break
-        return ids[:num_tokens]
+    def fresh_texts(self, count: int, num_tokens: int) -> list[str]:
+        """Texts of about so many tokens, no two of which begin alike, so that none finds another
+        one in a cache."""
+        draw = random.Random(self.seed)
+        ids = self.tokenizer.encode(self.text(16 * (num_tokens + count)))
+        starts = draw.sample(range(max(len(ids) - num_tokens, count)), count)
+        return [
+            f"# {number}\n" + self.tokenizer.decode(ids[start : start + num_tokens - 4])
+            for number, start in enumerate(starts)
+        ]
 
     def prompts(self, count: int) -> list[Prompt]:
         """Holes with their truth, the same ones for the same seed."""
@@ -144,8 +129,6 @@ class Setting:
                     request=InfillRequest(
                         prefix=hole.prefix,
                         suffix=hole.suffix,
-                        starts_file=hole.starts_file,
-                        ends_file=hole.ends_file,
                         language=hole.source.language,
                     ),
                     middle=hole.middle,
@@ -165,6 +148,13 @@ class Setting:
             )
             for problem in drawn
         ]
+
+
+def verifying(completer: EngineCompleter) -> VerifyingDecoder:
+    """What decodes in a completer of a backbone."""
+    decoder = completer.engine.decoder
+    assert isinstance(decoder, VerifyingDecoder), "no backbone"
+    return decoder
 
 
 def shuffled_rounds(names: Sequence[str], rounds: int, seed: int) -> list[str]:

@@ -1,15 +1,28 @@
-"""A file to measure with, and a completer that takes as long as it is told."""
+"""A tiny backbone, and a file to measure with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.api import Candidate, FrameListener, InfillRequest, InfillResult
 from model.benchmarks.setting import Setting
+
+sys.path.append(str(Path(__file__).parents[1] / "backbone"))
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of random weights, whose context is long enough for prompts."""
+    from tiny_backbones import FULL, make_model, make_tokenizer, metadata, tensors, write_gguf
+
+    kind = "qwen2"
+    path = tmp_path_factory.mktemp("backbone") / "tiny.gguf"
+    entries = metadata(kind, make_tokenizer(kind)) | {f"{kind}.context_length": 4096}
+    stored = {name: (data, FULL) for name, data in tensors(kind, make_model(kind)).items()}
+    return write_gguf(path, kind, entries, stored)
 
 
 @pytest.fixture(scope="session")
@@ -22,41 +35,11 @@ def source(tmp_path_factory: pytest.TempPathFactory, code: str) -> Path:
 
 
 @pytest.fixture
-def setting(checkpoint: Path, source: Path) -> Setting:
-    return Setting(model=checkpoint, device="cpu", paths=(source,), quick=True)
+def setting(backbone: Path, source: Path) -> Setting:
+    return Setting(model=backbone, device="cpu", paths=(source,), quick=True)
 
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A completer sets the threads of the whole process, which other tests share."""
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-
-
-class TimedCompleter:
-    """Answers with what `answer` makes of a request, and says that it took so long."""
-
-    def __init__(self, answer: Callable[[InfillRequest], tuple[str, int, float]]) -> None:
-        """`answer` gives (text, forwards, milliseconds)."""
-        self._answer = answer
-        self.requests: list[InfillRequest] = []
-
-    async def complete(
-        self, request: InfillRequest, *, on_frame: FrameListener | None = None
-    ) -> InfillResult:
-        self.requests.append(request)
-        text, forwards, ms = self._answer(request)
-        return InfillResult(
-            candidates=(Candidate(texts=(text,), confidence=1.0),),
-            forwards=forwards,
-            tokens=len(text.split()),
-            encoded_tokens=0,
-            ms=ms,
-        )
-
-    async def close(self) -> None:
-        pass
-
-
-@pytest.fixture(scope="session")
-def timed_completer() -> type[TimedCompleter]:
-    return TimedCompleter
