@@ -1,7 +1,8 @@
 """One round from a context to the completions worth showing. Knows no LSP types.
 
-context -> request -> candidates -> shortened to what is worth inserting (`postprocess`) and to what
-the model is sure of (`confidence`), repaired where they break the syntax (`repair`), ranked.
+context -> request, for as much as could be shown (`extent`) -> candidates -> shortened to what is
+worth inserting (`postprocess`) and to what the model is sure of (`confidence`), repaired where they
+break the syntax (`repair`), ranked.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lsp_server.confidence import confidence_of, told, worthwhile_length
+from lsp_server.confidence import confidence_of, is_sure, told, worthwhile_length
 from lsp_server.context import InfillContext
+from lsp_server.extent import Reach, reach
 from lsp_server.postprocess import worth_inserting
 from lsp_server.repair import Repair
 from lsp_server.settings import Settings
@@ -83,6 +85,7 @@ async def complete_context(
     document: str = "",
     client: str = "",
     typed: str = "",
+    draft: str = "",
     deadline_ms: float | None = None,
     on_frame: FrameListener | None = None,
 ) -> Completion:
@@ -90,23 +93,38 @@ async def complete_context(
     same place with far more around it.
 
     `explicit` says that a person asked. `typed` is how the first hole is known to begin: `context`
-    is of the document without it, `place` with it. `deadline_ms` of None takes the setting's.
+    is of the document without it, `place` with it. `draft` is what may well come behind that.
+    `deadline_ms` of None takes the setting's.
     Raises `CompletionError` when the completer does; cancelling stops the denoising.
     """
     started = time.monotonic()
-    request = infill_request(context, settings, explicit=explicit, document=document, client=client)
-    request = replace(request, typed=typed)
+    # Parsing takes milliseconds in a large file: not on the loop, which must hear cancellations.
+    wanted = await asyncio.to_thread(reach, place, explicit=explicit)
+    request = infill_request(
+        context,
+        settings,
+        explicit=explicit,
+        document=document,
+        client=client,
+        wanted=wanted,
+    )
+    request = replace(request, typed=typed, draft=draft)
     if deadline_ms is not None:
         request = replace(request, deadline_ms=deadline_ms)
     result = await completer.complete(request, on_frame=on_frame)
     candidates = [_untyped(candidate, typed) for candidate in result.candidates]
-    # Parsing takes milliseconds in a large file: not on the loop, which must hear cancellations.
     drafts = await asyncio.to_thread(
         draft_suggestions, candidates, place, settings, explicit=explicit
     )
     if isinstance(drafts, Reason):
         return Completion(reason=drafts, result=result)
-    repair = Repair(completer, request, place, rounds=settings.max_repair_rounds, started=started)
+
+    def check(candidate: Candidate) -> Draft | None:
+        return _draft_of(candidate, place, settings, explicit=explicit)
+
+    repair = Repair(
+        completer, request, place, check, rounds=settings.max_repair_rounds, started=started
+    )
     repaired = [await _repaired(draft, repair) for draft in drafts]
     return replace(_ranked(repaired, place.context.eol, settings), result=result)
 
@@ -115,16 +133,8 @@ async def _repaired(draft: Draft, repair: Repair) -> Draft:
     """The draft without its syntax errors, if the engine finds a way to say it without them."""
     if not draft.new_syntax_errors or len(draft.candidate.texts) > 1:
         return draft
-    better = await repair.of(draft.candidate, draft.texts[0], draft.new_syntax_errors)
-    if better is None:
-        return draft
-    return replace(
-        draft,
-        texts=(better.text,),
-        confidence=better.confidence,
-        new_syntax_errors=better.new_syntax_errors,
-        was_repaired=True,
-    )
+    better = await repair.of(draft)
+    return draft if better is None else replace(better, was_repaired=True)
 
 
 def _untyped(candidate: Candidate, typed: str) -> Candidate:
@@ -150,12 +160,23 @@ def window_sizes(settings: Settings) -> dict[str, int]:
 
 
 def infill_request(
-    context: InfillContext, settings: Settings, *, explicit: bool, document: str, client: str
+    context: InfillContext,
+    settings: Settings,
+    *,
+    explicit: bool,
+    document: str,
+    client: str,
+    wanted: Reach | None = None,
 ) -> InfillRequest:
-    """State the context and the settings as a request to the engine.
+    """State the context and the settings as a request to the engine; nothing is wanted beyond
+    `wanted`.
 
     Raises `InvalidRequestError` when a setting is out of the engine's range.
     """
+    wanted = wanted or Reach()
+    # Confidence in the whole is confidence in the line where there is to be only one. That of more
+    # falls with their number: lines are then judged one by one, once they are there.
+    least = _least_confidence(settings, explicit=explicit) if wanted.max_lines == 1 else 0.0
     return InfillRequest(
         prefix=context.related + context.prefix,
         suffix=context.suffix,
@@ -172,7 +193,9 @@ def infill_request(
         candidates=settings.candidates.manual if explicit else settings.candidates.auto,
         steps=settings.steps,
         deadline_ms=settings.deadline_ms.manual if explicit else settings.deadline_ms.auto,
-        min_confidence=_least_confidence(settings, explicit=explicit),
+        max_lines=wanted.max_lines,
+        min_indent=wanted.min_indent,
+        min_confidence=least,
     )
 
 
@@ -218,18 +241,33 @@ def draft_suggestions(
     if not shortened:
         return _because("the model has nothing to add here")
 
-    least = _least_confidence(settings, explicit=explicit)
     drafts: dict[str, Draft] = {}
     for text, candidate in shortened.items():
-        parts = _sure_parts(candidate, text, place.context, least)
-        of_parts = (_draft(part, candidate, place, settings) for part in parts)
-        # A part may break off inside a bracket that the whole closes.
-        best = min(of_parts, key=lambda draft: bool(draft.new_syntax_errors), default=None)
+        best = _best_part(text, candidate, place, settings, explicit=explicit)
         if best is not None:
             drafts.setdefault(best.texts[0], best)
     if not drafts:
         return _because(f"no candidate reached the confidence of {settings.min_confidence:g}")
     return list(drafts.values())
+
+
+def _draft_of(
+    candidate: Candidate, place: SyntaxPlace, settings: Settings, *, explicit: bool
+) -> Draft | None:
+    """What is left of one candidate; None for nothing."""
+    text = worth_inserting(candidate.text, place, explicit=explicit, finished=candidate.finished)
+    return _best_part(text, candidate, place, settings, explicit=explicit) if text else None
+
+
+def _best_part(
+    text: str, candidate: Candidate, place: SyntaxPlace, settings: Settings, *, explicit: bool
+) -> Draft | None:
+    """As much of a shortened text as the model is sure enough of; None for nothing."""
+    least = _least_confidence(settings, explicit=explicit)
+    parts = _sure_parts(candidate, text, place.context, least)
+    of_parts = (_draft(part, candidate, place, settings) for part in parts)
+    # A part may break off inside a bracket that the whole closes.
+    return min(of_parts, key=lambda draft: bool(draft.new_syntax_errors), default=None)
 
 
 def _sure_parts(
@@ -239,9 +277,8 @@ def _sure_parts(
     nothing."""
     # A text without the space that the engine stopped at breaks off there all the same.
     breaks_off = not candidate.finished and candidate.text.rstrip(" \t") == text
-    confidence = candidate.confidence if breaks_off else confidence_of(candidate, len(text))
-    # Not the same as "at least": a confidence that is not known (NaN) is no reason to hide a text.
-    whole = () if confidence < least else (text,)
+    length = len(candidate.text) if breaks_off else len(text)
+    whole = (text,) if is_sure(candidate, length, least) else ()
     following = context.between[0] if context.between else context.suffix
     if following.partition("\n")[0].strip() or not candidate.text.startswith(text):
         return whole  # with a part of it, what stays on the line would no longer join on

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 
 from model.api import Candidate
 
+_LINE = re.compile(r"[^\n]*\S[^\n]*")
 _WORD = re.compile(r"\w")
 _INDENTATION = re.compile(r"\n[ \t]+")
 _UNFINISHED = re.compile(r"[^\w)\]}\"'`;:]+$")
@@ -35,35 +37,87 @@ def told(confidence: float) -> float | None:
     return None if math.isnan(confidence) else confidence
 
 
+def line_confidences(candidate: Candidate, length: int) -> list[tuple[int, float]]:
+    """Of each line within the first `length` characters that is not blank: where it ends, and the
+    model's probability of it, given the lines before, 0..1.
+
+    The last line of the whole text includes the text's end. One line, where the candidate does not
+    tell its tokens apart.
+    """
+    text = candidate.text[:length]
+    ends = [match.end() for match in _LINE.finditer(text)]
+    if not ends or not candidate.token_ends:
+        return [(len(text), candidate.confidence)]
+    confidences, start = [1.0] * len(ends), 0
+    for end, probability in zip(candidate.token_ends, candidate.probabilities, strict=False):
+        if start >= length:
+            break
+        piece = candidate.text[start:end]
+        begins = start + len(piece) - len(piece.lstrip("\n"))
+        confidences[min(bisect_right(ends, begins), len(ends) - 1)] *= probability
+        start = end
+    if length >= len(candidate.text):
+        confidences[-1] *= math.prod(candidate.probabilities[len(candidate.token_ends) :])
+    return list(zip(ends, confidences, strict=True))
+
+
+def least_of_further_lines(least: float) -> float:
+    """How sure the model has to be of a line below the first one, where it has to be `least` of
+    that one.
+
+    The probability of several lines is a product that falls however good each of them is, so it is
+    not held against them. But a first line that is right is worth showing by itself: one below it
+    has to be right more often than not.
+    """
+    return max(least, 0.5) if least else 0.0
+
+
+def is_sure(candidate: Candidate, length: int, least: float) -> bool:
+    """Whether the model is sure enough of each line within the first `length` characters. What is
+    not known (NaN) is no reason to hide a text."""
+    (_, first), *others = line_confidences(candidate, length)
+    further = least_of_further_lines(least)
+    return not first < least and not any(confidence < further for _, confidence in others)
+
+
 def worthwhile_length(
     candidate: Candidate, length: int, least: float, *, may_be_whole: bool = True
 ) -> int:
-    """How many of the first `length` characters to show: those that save the most typing on
-    average, of the parts that have a probability of at least `least`.
+    """How many of the first `length` characters to show: of the first line as much as saves the
+    most typing on average, of the parts that have a probability of at least `least`; if that is all
+    of it, the lines below it that the model is sure of, too.
 
-    A longer part saves more keys and is less often right. Ends with a line where several are left,
-    else with a word, if it is not the whole. 0 when nothing useful is sure enough.
+    A longer part saves more keys and is less often right. Ends with a word, if it is no whole line.
+    0 when nothing useful is sure enough.
     """
-    text, probability = candidate.text[:length], 1.0
+    (first_end, _), *others = line_confidences(candidate, length)
+    if not others:
+        first_end = length
+    text, probability = candidate.text[:first_end], 1.0
     best, most = 0, -1.0
     for end, p in zip(candidate.token_ends, candidate.probabilities, strict=False):
         probability *= p
         if probability < least:
             break
-        part = length if end >= length and may_be_whole else _whole_words(text, min(end, length))
+        is_line = end >= first_end and (may_be_whole or bool(others))
+        part = first_end if is_line else _whole_words(text, min(end, first_end))
         saved = probability * (_keys(text[:part]) - 1)  # taking it is a key, too
         if part and saved >= most:
             best, most = part, saved
-        if end >= length:
+        if end >= first_end:
             break
+    if best < first_end:
+        return best
+    for end, confidence in others if may_be_whole else others[:-1]:
+        if confidence < least_of_further_lines(least):
+            break
+        best = length if end == others[-1][0] else end
     return best
 
 
 def _whole_words(text: str, end: int) -> int:
     """Where to cut `text` so that at most `end` characters are left, and none of them half of
     something; 0 where nothing useful is left."""
-    if "\n" in text[:end].strip("\n"):
-        return text.rindex("\n", 0, end)
     while 0 < end < len(text) and _WORD.match(text[end - 1]) and _WORD.match(text[end]):
         end -= 1
     return len(_UNFINISHED.sub("", text[:end])) if _WORD.search(text[:end]) else 0

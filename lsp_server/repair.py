@@ -1,39 +1,35 @@
-"""Syntax repair: what the parser stumbles over is masked again and denoised once more.
+"""Syntax repair: from where the parser stumbles, a text is written again, and otherwise.
 
-No left-to-right model can do this: the rest of the candidate stays where it is, on both sides of
-what is denoised anew. Each round is one request with a hole for each place where the parser
-stumbles; prefix and suffix are those of the first request, so that nothing is encoded again.
+The engine is asked to go on behind what is right, and not to begin as any text did that turned out
+wrong: it says what comes next best. Prefix and suffix are those of the first request, and it has
+read the text up to there, so nothing is encoded again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from lsp_server.brackets import Balance
+from lsp_server.confidence import confidence_of
 from lsp_server.syntax import Fault, SyntaxPlace
-from model.api import Candidate, Completer, CompletionError, InfillRequest
+from model.api import MAX_AVOIDED, Candidate, Completer, CompletionError, InfillRequest
+
+if TYPE_CHECKING:
+    from lsp_server.completion import Draft
 
 _ATTEMPTS = 2
-"""Candidates a round: the greedy one might say the same again."""
-_MIN_HOLE_TOKENS = 6
+"""Candidates a round: engines that cannot avoid a text might say the same again."""
 _MOST_OF = 0.6
 """A fault that covers more of the text than this tells nothing of where it is broken."""
 _WORD = re.compile(r"\w+|\s+|[^\w\s]")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repaired:
-    """A text with fewer syntax errors than it had."""
-
-    text: str
-    new_syntax_errors: int
-    confidence: float
-    """Probability of what was kept and of what took the rest's place, 0..1."""
+Check = Callable[[Candidate], "Draft | None"]
+"""What is left of a candidate, its syntax checked; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +39,56 @@ class Repair:
     completer: Completer
     request: InfillRequest
     place: SyntaxPlace
+    check: Check
     rounds: int
     started: float
     """`time.monotonic()` when the request was made."""
 
-    async def of(self, candidate: Candidate, text: str, num_errors: int) -> Repaired | None:
-        """`text`, which is left of `candidate`, with as few errors as `rounds` rounds get it to;
-        None where that are not fewer than `num_errors`, or not with the confidence that the
-        request wants. Lines end in `\\n`.
+    async def of(self, draft: Draft) -> Draft | None:
+        """A draft with as few syntax errors as `rounds` rounds get `draft` to; None where that are
+        not fewer, or where the model is not sure enough of it.
 
         Only `CancelledError` leaves: an engine that refuses leaves the text as it is.
         """
-        best: Repaired | None = None
-        for round_number in range(self.rounds):
-            current = text if best is None else best.text
-            faults = await asyncio.to_thread(self._faults, current)
-            holes = _holes(current, faults, widen=round_number)
+        best, tried, since_better = draft, [draft.texts[0]], 0
+        for _ in range(self.rounds):
             remaining_ms = self._remaining_ms()
-            if not holes or (remaining_ms is not None and remaining_ms <= 0):
+            if remaining_ms is not None and remaining_ms <= 0:
                 break
-            kept = _kept_confidence(candidate, current, holes) if best is None else best.confidence
+            text = best.texts[0]
+            cut = await asyncio.to_thread(self._right_part, text, since_better)
             try:
-                filled = await self._filled(current, holes, remaining_ms)
+                candidates = await self._written_again(best, cut, tried, remaining_ms)
             except CompletionError:
                 break
-            for new_text, confidence in filled:
-                if kept * confidence < self.request.min_confidence:
-                    continue  # it would not be shown, and must not keep back one that would
-                errors = await asyncio.to_thread(self.place.new_errors, (new_text,)) or 0
-                if errors < (num_errors if best is None else best.new_syntax_errors):
-                    best = Repaired(
-                        text=new_text, new_syntax_errors=errors, confidence=kept * confidence
-                    )
-            if best is not None and best.new_syntax_errors == 0:
+            since_better += 1
+            for candidate in candidates:
+                tried.append(candidate.text)
+                checked = await asyncio.to_thread(self.check, candidate)
+                if checked and (checked.new_syntax_errors or 0) < (best.new_syntax_errors or 0):
+                    best, since_better = checked, 0
+            if not best.new_syntax_errors:
                 break
-        return best
+        return None if best is draft else best
 
-    def _faults(self, text: str) -> Sequence[Fault]:
+    def _right_part(self, text: str, widen: int) -> int:
+        """How much of `text` is right: up to the word that the parser stumbles over first, or
+        `widen` words less. Where it does not say, the half of it; the later, the less."""
+        faults = self._faults(text, widen)
+        words = [match.start() for match in _WORD.finditer(text) if match.group().strip()]
+        if not faults or _num_characters(faults) > _MOST_OF * len(text):
+            cut = len(text) // 2 ** (1 + widen)
+            return max((start for start in words if start <= cut), default=0)
+        start, end = faults[0]
+        before = [word for word in words if word <= start]
+        if start == end:  # something is missing here
+            before.append(start)
+        return before[-1 - widen] if widen < len(before) else 0
+
+    def _faults(self, text: str, widen: int) -> Sequence[Fault]:
         """Where the parser stumbles. Of a fault that covers most of the text: its end, where it
-        leaves brackets open; else the first line that is wrong whatever comes after it."""
+        leaves brackets open; else of the first line that is wrong whatever comes after it the end,
+        and, when that has been tried, all."""
         faults = self.place.faults((text,))[0]
         if _num_characters(faults) <= _MOST_OF * len(text):
             return faults
@@ -91,7 +98,7 @@ class Repair:
         for line in text.splitlines(keepends=True)[:-1]:
             end = start + len(line.rstrip("\n"))
             if self.place.new_errors((text[:end],)):
-                return ((start, end),)
+                return ((start if widen else end, end),)
             start += len(line)
         return faults
 
@@ -100,81 +107,53 @@ class Repair:
             return None
         return self.request.deadline_ms - 1000 * (time.monotonic() - self.started)
 
-    async def _filled(
-        self, text: str, holes: Sequence[Fault], deadline_ms: float | None
-    ) -> list[tuple[str, float]]:
-        """`text` with its holes filled anew, several ways, and how sure each filling is."""
-        starts, ends = [start for start, _ in holes], [end for _, end in holes]
-        kept = [text[end:start] for end, start in zip(ends[:-1], starts[1:], strict=True)]
-        head, tail = text[: starts[0]], text[ends[-1] :]
-        longest = max(end - start for start, end in holes)
-        # The text after the last hole lies in the canvas as well, before a hole that stays unused.
+    async def _written_again(
+        self, draft: Draft, cut: int, tried: Sequence[str], deadline_ms: float | None
+    ) -> list[Candidate]:
+        """Candidates that begin with `cut` characters of the draft, and go on as no text did that
+        was tried."""
+        head, given = draft.texts[0][:cut], len(self.request.typed)
+        avoid = [text[cut:] for text in reversed(tried) if text.startswith(head) and text[cut:]]
+        kept = confidence_of(draft.candidate, cut) if cut else 1.0
+        least = self.request.min_confidence
         request = replace(
             self.request,
             typed=self.request.typed + head,
-            between=(*kept, tail) if tail else tuple(kept),
+            draft="",
+            avoid=tuple(dict.fromkeys(avoid))[:MAX_AVOIDED],
+            # What is right as far as it goes is not whole yet.
+            max_lines=None if cut == len(draft.texts[0]) else self.request.max_lines,
             candidates=_ATTEMPTS,
-            lengths=(),
-            max_new_tokens=max(_MIN_HOLE_TOKENS, longest // 2),
             deadline_ms=deadline_ms,
+            min_confidence=min(least / kept, 1.0) if kept > 0 else least,
         )
         result = await self.completer.complete(request)
-        return [
-            (_joined(request.typed, candidate.texts, kept, tail, self.request.typed), confidence)
-            for candidate in result.candidates
-            if (confidence := candidate.confidence) != 0  # NaN where it is not known
-        ]
+        return [_joined(draft, head, kept, candidate, given) for candidate in result.candidates]
 
 
-def _joined(typed: str, fills: Sequence[str], kept: Sequence[str], tail: str, given: str) -> str:
-    """The text that the fills make, without what the first request had `given`."""
-    first, *others = fills
-    whole = typed + first[len(typed) :]
-    for between, fill in zip(kept, others, strict=False):
-        whole += between + fill
-    return whole[len(given) :] + tail
+def _joined(draft: Draft, head: str, kept: float, rest: Candidate, given: int) -> Candidate:
+    """The candidate of a first part, of a confidence of `kept`, and of what was written behind it.
 
-
-def _holes(text: str, faults: Sequence[Fault], *, widen: int) -> list[Fault]:
-    """What of `text` to mask: the faults, widened to whole words and by `widen` words more.
-
-    Where they cover nearly all of it, or lie outside, the second half of it; in a later round the
-    last three quarters.
+    `rest` begins with `given` characters that no text here has, and with `head`.
     """
-    words = [match.span() for match in _WORD.finditer(text)]
-    if not words:
-        return []
-    if not faults or _num_characters(faults) > _MOST_OF * len(text):
-        cut = len(text) // 2 ** (1 + widen)
-        start = next((start for start, _ in words if start >= cut), words[-1][0])
-        return [(start, len(text))]
-    holes: list[Fault] = []
-    for start, end in faults:
-        first = next((i for i, word in enumerate(words) if word[1] > start), len(words))
-        last = next((i for i, word in enumerate(words) if word[1] >= end), len(words) - 1)
-        first, last = max(first - widen, 0), min(last + widen, len(words) - 1)
-        start = words[first][0] if first < len(words) else len(text)
-        end = max(words[last][1] if end > start or widen else start, start)
-        if holes and start <= holes[-1][1]:
-            holes[-1] = (holes[-1][0], max(end, holes[-1][1]))
-        else:
-            holes.append((start, end))
-    return holes
+    text, confidence = rest.text[given:], kept * rest.confidence
+    if not rest.token_ends:
+        return Candidate(texts=(text,), confidence=confidence, finished=rest.finished)
+    first = draft.candidate
+    if first.text.startswith(head) and first.token_ends:
+        count = sum(end < len(head) for end in first.token_ends) + bool(head)
+        ends = tuple(min(end, len(head)) for end in first.token_ends[:count])
+        probabilities = first.probabilities[: len(ends)]
+    else:  # it was brought into the document's style, or the engine does not tell tokens apart
+        ends, probabilities = ((len(head),), (kept,)) if head else ((), ())
+    return Candidate(
+        texts=(text,),
+        confidence=confidence,
+        finished=rest.finished,
+        probabilities=(*probabilities, *rest.probabilities),
+        token_ends=(*ends, *(end - given for end in rest.token_ends)),
+    )
 
 
 def _num_characters(spans: Sequence[Fault]) -> int:
     return sum(end - start for start, end in spans)
-
-
-def _kept_confidence(candidate: Candidate, text: str, holes: Sequence[Fault]) -> float:
-    """The probability of the tokens that the repair keeps."""
-    if not candidate.token_ends or not candidate.text.startswith(text):
-        return candidate.confidence
-    starts = (0, *candidate.token_ends[:-1])
-    return math.prod(
-        probability
-        for start, end, probability in zip(
-            starts, candidate.token_ends, candidate.probabilities, strict=False
-        )
-        if end <= len(text) and all(end <= first or start >= last for first, last in holes)
-    )

@@ -16,6 +16,7 @@ from lsp_server.completion import (
     select_suggestions,
 )
 from lsp_server.context import InfillContext
+from lsp_server.extent import Reach
 from lsp_server.settings import ContextSettings, Settings, parse_settings
 from lsp_server.syntax import SyntaxChecker, SyntaxPlace
 from model.api import Candidate
@@ -190,11 +191,31 @@ def test_the_request_says_what_the_settings_say():
     assert (asked.priority, asked.deadline_ms, asked.candidates) == ("manual", 222, 4)
     assert (asked.max_new_tokens, asked.steps) == (9, 5)
     assert (asked.prefix, asked.suffix, asked.language) == ("a", "b", "go")
-    assert (asked.starts_file, asked.ends_file) == (False, False)
     assert (asked.document, asked.client) == ("d", "c")
     automatic = infill_request(context, chosen, explicit=False, document="d", client="c")
     assert (automatic.priority, automatic.deadline_ms) == ("auto", 111)
-    assert (asked.min_confidence, automatic.min_confidence) == (0.0, 0.4)
+    assert (asked.max_lines, asked.min_indent) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("explicit", "wanted", "least"),
+    [
+        (False, Reach(max_lines=1), 0.4),
+        (False, Reach(min_indent=4), 0.0),  # each of several lines is judged by itself
+        (True, Reach(max_lines=1), 0.0),
+    ],
+)
+def test_the_engine_may_give_up_an_unsure_line_but_not_several(explicit, wanted, least):
+    asked = infill_request(
+        InfillContext(prefix="a", suffix="b"),
+        settings(minConfidence=0.4),
+        explicit=explicit,
+        document="d",
+        client="c",
+        wanted=wanted,
+    )
+    assert (asked.max_lines, asked.min_indent) == (wanted.max_lines, wanted.min_indent)
+    assert asked.min_confidence == least
 
 
 @pytest.mark.parametrize("whole_file", [True, False])
@@ -203,7 +224,6 @@ def test_what_the_file_repeats_weighs_in_unless_switched_off(whole_file: bool):
     context = InfillContext(prefix="x = ", suffix="\n", before="import x\n", after="print(x)\n")
     request = infill_request(context, chosen, explicit=False, document="d", client="c")
     assert (request.before, request.after) == ("import x\n", "print(x)\n")
-    assert request.n_grams is whole_file
     assert (chosen.context.far_chars > 0) is whole_file
 
 
@@ -219,6 +239,35 @@ async def test_one_round_returns_the_engines_bill_with_the_suggestions():
     assert texts(completion) == ["1"]
     assert completion.result is not None
     assert completion.result.forwards == 1
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "max_lines", "min_indent"),
+    [
+        ("print(", ", a)\n", 1, None),
+        ("def f():\n    ", "\n", None, 4),
+        ("def f():\n    x = ", "\n", None, 5),
+    ],
+)
+async def test_no_more_is_asked_for_than_could_be_shown(prefix, suffix, max_lines, min_indent):
+    completer = FakeCompleter("1")
+    context = InfillContext(prefix=prefix, suffix=suffix, language="python")
+    place = SyntaxPlace(SyntaxChecker(), context)
+    await complete_context(completer, context, place, settings(), explicit=False, draft="2")
+    (request,) = completer.requests
+    assert (request.max_lines, request.min_indent) == (max_lines, min_indent)
+    assert request.draft == "2"
+
+
+def test_a_body_is_shown_although_all_of_it_together_is_unlikely():
+    lines = [f"line_{i}()" for i in range(8)]
+    text = "\n    ".join(lines)
+    ends = [text.index(line) + len(line) for line in lines]
+    made = Candidate(
+        texts=(text,), confidence=0.8**8, probabilities=(0.8,) * 8, token_ends=tuple(ends)
+    )
+    context = InfillContext(prefix="def f():\n    ", suffix="\n", language="python")
+    assert texts(select([made], explicit=False, minConfidence=0.3, context=context)) == [text]
 
 
 def test_a_confidence_that_is_not_told_hides_nothing_and_ranks_last():

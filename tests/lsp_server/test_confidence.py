@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsp_server.confidence import confidence_of, told, worthwhile_length
+from lsp_server.confidence import (
+    confidence_of,
+    is_sure,
+    least_of_further_lines,
+    line_confidences,
+    told,
+    worthwhile_length,
+)
 from model.api import Candidate
 
 
@@ -85,7 +92,38 @@ def test_what_is_kept_is_never_less_sure_than_asked(tokens, least):
     length = worthwhile_length(candidate, len(candidate.text), least)
     assert 0 <= length <= len(candidate.text)
     if length:
-        assert confidence_of(candidate, length) >= least
+        (_, first), *others = line_confidences(candidate, length)
+        assert first >= least
+        assert all(confidence >= least_of_further_lines(least) for _, confidence in others)
+
+
+def test_a_line_is_as_sure_as_its_own_tokens():
+    candidate = made(
+        ("if a", 0.5), (":\n", 0.5), ("    b", 0.5), ("\n\n    ", 0.25), ("c", 1.0), end=0.5
+    )
+    assert line_confidences(candidate, len(candidate.text)) == [
+        (len("if a:"), 0.25),
+        (len("if a:\n    b"), 0.5),
+        (len(candidate.text), 0.125),
+    ]
+    assert line_confidences(candidate, len("if a:\n    b")) == [
+        (len("if a:"), 0.25),
+        (len("if a:\n    b"), 0.5),
+    ]
+
+
+def test_the_length_of_a_text_is_not_held_against_its_lines():
+    candidate = made(*[(f"line_{i}()\n", 0.8) for i in range(9)], ("last", 0.6))
+    assert is_sure(candidate, len(candidate.text), 0.3)
+    assert confidence_of(candidate, len(candidate.text)) < 0.1
+    assert worthwhile_length(candidate, len(candidate.text), 0.3) == len(candidate.text)
+
+
+def test_a_line_below_the_first_has_to_be_right_more_often_than_not():
+    candidate = made(("one()\n", 0.4), ("two()\n", 0.6), ("three()", 0.4))
+    assert worthwhile_length(candidate, len(candidate.text), 0.3) == len("one()\ntwo()")
+    assert not is_sure(candidate, len(candidate.text), 0.3)
+    assert is_sure(candidate, len(candidate.text), 0.0)
 
 
 def test_what_is_not_told_is_null_in_json():
