@@ -94,6 +94,8 @@ class Fill:
     """Who asks: clients take turns."""
     urgent: bool = False
     """A person asked for it: goes before what was triggered by typing."""
+    can_wait: bool = False
+    """It is worked on only while nobody else asks for anything."""
     replaces: tuple[str, str] | None = None
     """(client, document): a newer fill with the same key takes this one's place."""
     deadline: float | None = None

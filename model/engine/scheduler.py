@@ -7,7 +7,7 @@ have committed and find their contexts in the cache again.
 **Order.** Urgent fills first; then the clients take turns, one sequence each, so that a window
 that asks for sixteen candidates leaves its neighbour's single one its place; then by arrival. The
 oldest sequence of the client whose turn it is therefore is in every batch until it is done, and
-nothing waits for ever but behind people.
+nothing waits for ever but behind people. What can wait runs when there is nothing else.
 
 **Canvases of different sizes** share a batch, the smaller ones padded, as long as at least half of
 the batch's slots are real. Alone a 16-slot canvas rides along with a 128-slot one, which costs less
@@ -85,7 +85,8 @@ class Scheduler:
     def _in_order(self) -> list[Sequence]:
         turns: Counter[tuple[bool, str]] = Counter()
         order: list[tuple[bool, int, Sequence]] = []
-        for fill in self._fills:
+        pressing = [fill for fill in self._fills if not fill.can_wait]
+        for fill in pressing or self._fills:
             for sequence in fill.sequences:
                 if not sequence.is_done:
                     key = (not fill.urgent, fill.client)

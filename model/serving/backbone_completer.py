@@ -139,6 +139,21 @@ class BackboneCompleter(EngineCompleter):
             verified=True,
         )
 
+    def _answered(self, fill: Fill) -> None:
+        """Read at leisure what a first answer could not wait for; the next request finds as much of
+        it as there was time for."""
+        fill = cast("BackboneFill", fill)
+        if any(cast("Stream", sequence).is_close for sequence in fill.sequences):
+            self._engine.submit(
+                BackboneFill(
+                    prompt=fill.prompt,
+                    only_reads=True,
+                    can_wait=True,
+                    client=fill.client,
+                    replaces=fill.replaces,
+                )
+            )
+
     # ---- text -> fill ----------------------------------------------------------------------
 
     def _fill(self, request: InfillRequest, now: float) -> tuple[BackboneFill, ContextSize]:
@@ -155,8 +170,10 @@ class BackboneCompleter(EngineCompleter):
         def is_over(tokens: Items[int]) -> bool:
             return ending.cut(self._text(tokens, prompt.heal)) is not None
 
+        is_typed = request.priority == "auto"
         fill = BackboneFill(
             prompt=prompt.ids,
+            close_prompt=prompt.without_far().ids if is_typed and prompt.far else (),
             heal=prompt.heal,
             avoid=tuple(text.encode("utf-8", "replace") for text in request.avoid if text),
             length=None if request.length_of is None else len(encode(heal + request.length_of)),

@@ -67,6 +67,7 @@ class EngineCompleter(ABC):
             fill.on_step = lambda sequence: listener(self._frame(request, context, sequence))
         future = self._engine.submit(fill)
         outputs = await asyncio.wrap_future(future)  # cancelling the task cancels the fill
+        self._answered(fill)
         distinct: dict[tuple[str, ...], Candidate] = {}
         for candidate in self._candidates(request, fill, outputs):
             distinct.setdefault(candidate.texts, candidate)
@@ -83,6 +84,9 @@ class EngineCompleter(ABC):
     async def close(self) -> None:
         """Stop the engine's thread; the model goes with the last reference to the completer."""
         await asyncio.to_thread(self._engine.close)
+
+    def _answered(self, fill: Fill) -> None:  # noqa: B027
+        """A fill has its outputs: prepare for what comes next."""
 
     @abstractmethod
     def _fill(self, request: InfillRequest, now: float) -> tuple[Fill, ContextSize]:

@@ -83,7 +83,7 @@ class PageTree:
 
     def cached_length(self, tokens: Sequence[int]) -> int:
         """How many of a stream's first tokens are cached."""
-        return self._match(tokens)[1]
+        return self._match(list(tokens))[1]
 
     def reserve(self, tokens: Sequence[int]) -> Reservation | None:
         """Find what is cached of a stream and make room for the rest.

@@ -20,6 +20,10 @@ class BackboneFill(Fill):
 
     prompt: tuple[int, ...]
     """What the backbone reads (`model.backbone.prompt`)."""
+    close_prompt: tuple[int, ...] = ()
+    """What it may read instead where the whole prompt would take too long: the end of it."""
+    only_reads: bool = False
+    """Nothing is to be written: the prompt will soon be wanted."""
     heal: bytes = b""
     """What the tokens have to begin with: the end of the text before the hole."""
     avoid: tuple[bytes, ...] = ()
@@ -41,6 +45,8 @@ class Stream(Sequence):
     fill: BackboneFill  # pyright: ignore[reportIncompatibleVariableOverride] (never set anew)
     ids: list[int]
     """The prompt and what is decided. The last one has not been read yet."""
+    num_prompt: int
+    """How many of them are the prompt."""
     rest: bytes
     """What is left of `BackboneFill.heal`."""
     probabilities: list[float] = field(default_factory=list[float])
@@ -56,12 +62,17 @@ class Stream(Sequence):
     @property
     def tokens(self) -> list[int]:
         """What is decided."""
-        return self.ids[len(self.fill.prompt) :]
+        return self.ids[self.num_prompt :]
 
     @property
     def unread(self) -> int:
         """Tokens that no forward has seen."""
         return len(self.ids) - (0 if self.table is None else self.table.length)
+
+    @property
+    def is_close(self) -> bool:
+        """Whether it reads only what is close to the cursor."""
+        return self.num_prompt < len(self.fill.prompt)
 
     def as_it_stands(self, *, finished: bool) -> FilledHoles:
         """The hole so far."""

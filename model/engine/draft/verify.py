@@ -32,6 +32,12 @@ DRAFT_ROWS = 7
 ROW_TOLERANCE = 1.35
 """A forward with drafts may take so many times as long as one of a single token."""
 
+PATIENCE_MS = 300.0
+"""A person who types is answered from what is close to the cursor where reading all of the prompt
+would take longer than this."""
+MS_PER_TOKEN = 1.0
+"""Of reading, where nobody has measured it."""
+
 NOT_FINITE = "the backbone produced non-finite logits"
 
 
@@ -80,7 +86,9 @@ class VerifyingDecoder:
         self.runner, self.vocabulary = runner, vocabulary
         self._in_bytes = in_bytes
         self._drafters = drafters
-        self.draft_rows = affordable_rows(runner.forward.costs)
+        costs = runner.forward.costs
+        self.draft_rows = affordable_rows(costs)
+        self._ms_per_token = min((ms / rows for rows, ms in costs.items()), default=MS_PER_TOKEN)
 
     def check(self, fill: Fill) -> None:
         """See `Decoder.check`."""
@@ -102,7 +110,13 @@ class VerifyingDecoder:
         """See `Decoder.start`."""
         fill = cast("BackboneFill", fill)
         return [
-            Stream(fill=fill, params=params, ids=list(fill.prompt), rest=fill.heal)
+            Stream(
+                fill=fill,
+                params=params,
+                ids=list(fill.prompt),
+                num_prompt=len(fill.prompt),
+                rest=fill.heal,
+            )
             for params in fill.params
         ]
 
@@ -111,10 +125,11 @@ class VerifyingDecoder:
         the others the next chunk."""
         streams = cast("list[Stream]", batch)
         for stream in streams:
+            self._choose_prompt(stream)
             self.runner.open(stream)
-        if ready := [s for s in streams if s.unread <= FEW_ROWS]:
+        if ready := [s for s in streams if s.unread <= FEW_ROWS and not s.fill.only_reads]:
             self._verify(ready)
-        reading = [s for s in streams if s.unread > FEW_ROWS and s.table is not None]
+        reading = [s for s in streams if s not in ready and s.table is not None]
         for stream in reading[1:]:
             self.runner.close(stream)  # candidates of one prompt find it once the first has read it
         if reading:
@@ -143,21 +158,37 @@ class VerifyingDecoder:
 
     # ---- a step ----------------------------------------------------------------------------
 
+    def _choose_prompt(self, stream: Stream) -> None:
+        """Before its first step: read what is close alone where that is to be had much sooner."""
+        fill = stream.fill
+        if not fill.close_prompt or stream.step or stream.table is not None or stream.is_close:
+            return
+        missing = [
+            len(ids) - self.runner.cache.cached_length(ids)
+            for ids in (fill.prompt, fill.close_prompt)
+        ]
+        if missing[0] > missing[1] and missing[0] * self._ms_per_token > PATIENCE_MS:
+            stream.ids, stream.num_prompt = list(fill.close_prompt), len(fill.close_prompt)
+
     def _read(self, stream: Stream) -> None:
         """Read more of a prompt; with its last tokens something is decided, too."""
-        if stream.unread <= CHUNK:
+        count = min(stream.unread, CHUNK // 2 if stream.fill.can_wait else CHUNK)
+        if stream.unread <= CHUNK and not stream.fill.only_reads:
             self._verify([stream])
             return
         start = len(stream.ids) - stream.unread
-        tokens = stream.ids[start : start + CHUNK]
-        self._count(stream, CHUNK)
-        self.runner.run([NewRows(stream, tokens, list(range(-1, CHUNK - 1)), num_logits=0)])
-        self.runner.keep(0, range(CHUNK))
+        tokens = stream.ids[start : start + count]
+        self._count(stream, count)
+        self.runner.run([NewRows(stream, tokens, list(range(-1, count - 1)), num_logits=0)])
+        self.runner.keep(0, range(count))
+        if not stream.unread:
+            stream.output = stream.as_it_stands(finished=True)
+            self.runner.close(stream)
 
     def _count(self, stream: Stream, num_rows: int) -> None:
         """Count the tokens of the context that are read now and that no cache held."""
         start = len(stream.ids) - stream.unread
-        end = min(start + num_rows, len(stream.fill.prompt))
+        end = min(start + num_rows, stream.num_prompt)
         stream.fill.encoded_tokens += max(end - max(start, stream.num_cached), 0)
 
     def _verify(self, streams: list[Stream]) -> None:
@@ -195,7 +226,7 @@ class VerifyingDecoder:
     def _places(self, reading: _Reading) -> Iterator[Place]:
         """What may be chosen behind the last unread token, and behind each drafted one."""
         stream, fill = reading.stream, reading.stream.fill
-        number = len(stream.ids) - len(fill.prompt)
+        number = len(stream.ids) - stream.num_prompt
         rests, depths = [stream.rest], [0]
         for token, parent in zip(reading.tree.tokens, reading.tree.parents, strict=True):
             rests.append(self._rest_after(rests[parent + 1], token))
@@ -269,7 +300,7 @@ class VerifyingDecoder:
         """Tokens that a stream may still take."""
         fill = stream.fill
         most = fill.max_new_tokens if fill.length is None else fill.length
-        return most - (len(stream.ids) - len(fill.prompt))
+        return most - (len(stream.ids) - stream.num_prompt)
 
     def _take_stock(self, stream: Stream) -> None:
         """A stream has had a step: tell, and let it go where it is done."""

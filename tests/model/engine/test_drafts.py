@@ -19,7 +19,7 @@ GREEDY = SamplingParams(policy="verified")
 
 def stream_of(*tokens: int, **options: object) -> Stream:
     fill = BackboneFill(prompt=(1,), **options)  # type: ignore[arg-type]
-    return Stream(fill=fill, params=GREEDY, ids=[1, *tokens], rest=b"")
+    return Stream(fill=fill, params=GREEDY, ids=[1, *tokens], num_prompt=1, rest=b"")
 
 
 class TestRepetitions:

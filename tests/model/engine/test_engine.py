@@ -281,6 +281,60 @@ class TestReading:
         assert order[:6] == ["verifies", "reads"] * 3
 
 
+class TestAColdContext:
+    """Of a prompt that would take too long to read, the close part answers first."""
+
+    WHOLE = text(1, 2 * CHUNK + 40)
+    CLOSE = WHOLE[-60:]
+
+    @pytest.fixture(autouse=True)
+    def impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("model.engine.draft.verify.PATIENCE_MS", 0.0)
+
+    def test_the_close_part_is_read_alone(self, make_engine: MakeEngine) -> None:
+        fill = make_fill(self.WHOLE, close_prompt=self.CLOSE)
+        engine = make_engine()
+        (output,) = answer(engine.submit(fill))
+        (expected,) = answer(make_engine().submit(make_fill(self.CLOSE)))
+        assert output.holes == expected.holes
+        assert fill.encoded_tokens == len(self.CLOSE)
+        assert all(stream.is_close for stream in fill.sequences)  # type: ignore[attr-defined]
+
+    def test_what_was_read_at_leisure_is_there_for_the_next_request(
+        self, make_engine: MakeEngine
+    ) -> None:
+        engine = make_engine()
+        (output,) = answer(engine.submit(make_fill(self.WHOLE, only_reads=True, can_wait=True)))
+        assert output == FilledHoles(((),), (), True)
+        fill = make_fill(self.WHOLE, close_prompt=self.CLOSE)
+        (found,) = answer(engine.submit(fill))
+        (expected,) = answer(make_engine().submit(make_fill(self.WHOLE)))
+        assert found.holes == expected.holes
+        assert fill.encoded_tokens == 0
+        engine.close()
+        assert_nothing_left(engine)
+
+    def test_reading_at_leisure_waits_for_everybody(self, make_engine: MakeEngine) -> None:
+        engine, gate = make_engine(), Gate()
+        held = engine.submit(make_fill(on_step=gate, params=(ALONE,)))
+        gate.wait()
+        order: list[bool] = []
+        run = runner_of(engine).run
+
+        def noted(batch: Items[NewRows]) -> list[Tensor]:
+            order.append(batch[0].stream.fill.can_wait)
+            return run(batch)
+
+        runner_of(engine).run = noted  # type: ignore[method-assign]
+        leisure = engine.submit(make_fill(self.WHOLE, only_reads=True, can_wait=True))
+        other = engine.submit(make_fill(text(7, 30)))
+        gate.open()
+        for future in (held, other, leisure):
+            answer(future)
+        assert order == sorted(order)
+        assert order.count(True) > 2  # in small pieces
+
+
 class TestWhatAHoleHolds:
     def test_it_ends_where_the_backbone_says(self, make_engine: MakeEngine) -> None:
         engine = make_engine()
