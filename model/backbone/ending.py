@@ -1,20 +1,35 @@
 """Where a middle ends, by rules: what a person would not want to have read any more.
 
-A model that fills a hole often writes on into what follows it. A middle is over where it begins to
-repeat that (across indentation), behind as many lines as are wanted, and before a line that is
-indented less than what was begun, unless that line closes it or goes on with it.
+A model that fills a hole often writes on into what follows it. A middle is over
+
+* where it begins to repeat what follows, or, leaving that out, a later line of it;
+* behind as many lines as are wanted;
+* before a line that is indented less than what was begun, unless that line closes it or goes on
+  with it;
+* where a middle that began inside a block goes on at column 0, as the next function of a file, or
+  with the fence that ends code in a conversation.
+
+To let a repetition go on for a few tokens costs little; to take for one what only looks like it
+spoils an answer. So a repetition has to be long, or to end where what it repeats ends, too.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 REPEATED_CHARS = 12
-"""Characters, blanks not counted, of what follows the hole that have to be repeated. Fewer are
-enough where nothing more follows."""
+"""Characters, blanks not counted, of what follows the hole that have to be repeated, and all of
+its first line. Fewer are enough where the line, or all that follows, ends there."""
+LONG_REPEATED_CHARS = 24
+"""So many where the line is indented otherwise than the one that follows, or is a later one."""
 LOOKED_AT = 400
 """Characters behind the hole that are compared."""
+MAX_LINES = 12
+"""Lines behind the hole that a middle may go on with."""
+FENCE = "```"
 TAB_WIDTH = 4
 """Columns that a tab stands for, as the language server counts them."""
 
@@ -22,6 +37,12 @@ _CLOSES = re.compile(r"[)\]}]+[;,]*|end|fi|done|esac")
 _GOING_ON = ("else", "elif", "elsif", "except", "catch", "finally", "rescue", "ensure")
 _BELONGS = re.compile(rf"[{{)\]}}]|(end\s+)?({'|'.join(_GOING_ON)})\b")
 _LEADS = re.compile(r"\s*(#|//|/?\*|--|@)")
+
+
+_CLOSERS = ")]}"
+
+Found = tuple[int | None, int]
+"""Where a text ends by a rule, and from where on that rule may yet end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +56,21 @@ class Ending:
     """Columns. A line of one column less is no end where it belongs to what began there: `else`, a
     closing bracket, what stands below a comment or a decorator. Any line of less that only closes
     brackets or a block is the last one."""
+    before: str = ""
+    """What stands before the hole, its last line at least."""
 
     def cut(self, text: str) -> int | None:
         """How much of `text`, which may still grow, is the middle; None where it may go on."""
-        found = [self._line_limit(text), self._dedent(text)[0], self._repetition(text)[0]]
+        found = [self._line_limit(text), *(cut for cut, _ in self._rules(text))]
         return min((at for at in found if at is not None), default=None)
 
     def sure(self, text: str) -> int:
         """How much of `text` will be in the middle, however it goes on."""
         cut = self.cut(text)
-        return min(self._repetition(text)[1], self._dedent(text)[1]) if cut is None else cut
+        return min(open_from for _, open_from in self._rules(text)) if cut is None else cut
+
+    def _rules(self, text: str) -> tuple[Found, ...]:
+        return self._dedent(text), self._outside(text), self._repetition(text)
 
     def _line_limit(self, text: str) -> int | None:
         if self.max_lines is None:
@@ -54,7 +80,7 @@ class Ending:
             return None
         return len("\n".join(lines[: self.max_lines]))
 
-    def _dedent(self, text: str) -> tuple[int | None, int]:
+    def _dedent(self, text: str) -> Found:
         """Where `text` leaves its block, and from where on it may be about to."""
         if self.min_indent is None:
             return None, len(text)
@@ -74,22 +100,224 @@ class Ending:
             at = text.find("\n", at + 1)
         return None, len(text)
 
-    def _repetition(self, text: str) -> tuple[int | None, int]:
+    # ---- outside ---------------------------------------------------------------------------
+
+    def _outside(self, text: str) -> Found:
+        """Where `text` leaves the block that it began in for column 0, or the code altogether."""
+        has_fences = FENCE in self.before or FENCE in self.following
+        is_inside = self._began_inside(text)
+        at = text.find("\n")
+        while at >= 0:
+            line, line_end, _ = text[at + 1 :].partition("\n")
+            content = line.strip()
+            if content.startswith(FENCE) and not has_fences:
+                return self._end_before(text, at + 1), len(text)
+            if not line_end and (
+                not content or FENCE.startswith(content) or (is_inside and _is_open(content))
+            ):
+                return None, self._end_before(text, at + 1)
+            if (
+                is_inside
+                and content
+                and not _columns(line)
+                and not _CLOSES.fullmatch(content)
+                and not _BELONGS.match(content)
+                and _depth(text[:at]) <= 0
+            ):
+                return self._end_before(text, at + 1), len(text)
+            at = text.find("\n", at + 1)
+        return None, len(text)
+
+    def _began_inside(self, text: str) -> bool:
+        first = self.before.rpartition("\n")[2] + text
+        return _columns(first.lstrip("\n").partition("\n")[0]) > 0
+
+    def _end_before(self, text: str, line_start: int) -> int:
+        """The end of the last line before `line_start` that is not blank, behind its line end
+        where what follows begins a line of its own."""
+        end = len(text[:line_start].rstrip())
+        return min(end + 1, line_start) if self._begins_line else end
+
+    # ---- repetition ------------------------------------------------------------------------
+
+    def _repetition(self, text: str) -> Found:
         """Where `text` begins to repeat what follows, and from where on it may be about to."""
-        wanted = self.following[:LOOKED_AT]
-        rest_of_line = wanted.partition("\n")[0].strip()
-        wanted = "".join(wanted.split())
-        if not wanted:
-            return None, len(text)
+        after = _following(self.following)
+        written, places = _dense(text)
         open_from = len(text)
-        for start in _starts(text, rest_of_line):
-            written = "".join(text[start:].split())
-            shared = _shared_start(written, wanted)
-            if shared >= min(REPEATED_CHARS, len(wanted)):
-                return _without_blanks(text, start, in_line=bool(rest_of_line)), open_from
-            if shared == len(written):
-                open_from = min(open_from, _without_blanks(text, start, in_line=False))
+        for index, line_start in self._starts(text, written, places):
+            end = self._end_at(text, places[index], line_start)
+            for number, line in enumerate(
+                after.lines if line_start is not None else after.lines[:1]
+            ):
+                shared = _shared_start(written, index, after.dense, line.at)
+                if not shared or (number and not line_start):
+                    continue
+                if self._is_repeated(text, (written, places), index, line_start, number, shared):
+                    return end, open_from
+                if index + shared == len(written):
+                    open_from = min(open_from, end)
         return None, open_from
+
+    def _starts(
+        self, text: str, written: str, places: list[int]
+    ) -> Iterator[tuple[int, int | None]]:
+        """Where what follows may begin: its index in `written`, and where its line begins, if the
+        rest of a line cannot follow."""
+        after = _following(self.following)
+        if not after.lines:
+            return
+        if self._is_line_wise:
+            for index, at in enumerate(places):
+                line_start = text.rfind("\n", 0, at) + 1
+                if not index or places[index - 1] < line_start:
+                    yield index, line_start
+            return
+        for index, char in enumerate(written):
+            if char == after.dense[0]:
+                yield index, None
+
+    @property
+    def _begins_line(self) -> bool:
+        """Whether what follows begins a line of its own, so that the middle ends with a line."""
+        after = _following(self.following)
+        if not after.rest_of_line or after.rest_of_line.startswith(("#", "//")):
+            return False
+        if len(after.blanks) > 1 or "\t" in after.blanks:
+            return True
+        is_word = after.rest_of_line[0].isalnum() or after.rest_of_line[0] in "_@"
+        return self.before.endswith("\n") and not after.blanks and is_word
+
+    @property
+    def _is_line_wise(self) -> bool:
+        """Whether what follows begins with a line of its own, be it the next one."""
+        return self._begins_line or not _following(self.following).rest_of_line
+
+    def _end_at(self, text: str, at: int, line_start: int | None) -> int:
+        """Where the middle ends if what follows is repeated from `at` on."""
+        if line_start is not None:
+            return self._end_before(text, line_start)
+        blanks = _following(self.following).blanks
+        return at - len(blanks) if text[:at].endswith(blanks) else at
+
+    def _is_repeated(
+        self,
+        text: str,
+        dense: tuple[str, list[int]],
+        index: int,
+        line_start: int | None,
+        number: int,
+        shared: int,
+    ) -> bool:
+        """Whether `shared` characters from `index` on are enough for the line of that number."""
+        (written, places), after = dense, _following(self.following)
+        line, at = after.lines[number], places[index]
+        if written[index] in _CLOSERS and (number or _depth(text[:at]) > 0):
+            return False  # it closes what the text itself has opened
+
+        def ends_line(count: int) -> bool:
+            behind = index + count
+            stop = places[behind] if behind < len(places) else len(text)
+            return "\n" in text[places[behind - 1] : stop]
+
+        is_all = line.at + shared == len(after.dense) and after.is_all
+        if line_start is None:
+            return shared >= max(REPEATED_CHARS, min(line.size, LONG_REPEATED_CHARS)) or (
+                shared >= line.size and (shared >= REPEATED_CHARS or ends_line(line.size))
+            )
+        own = self.before.rpartition("\n")[2] if not line_start else ""
+        is_known = bool(line_start or self.before)
+        is_same = not is_known or _columns(own + text[line_start : at + 1]) == line.columns
+        if number and not is_same:
+            return False
+        if is_all and shared >= line.size:
+            return shared >= LONG_REPEATED_CHARS or (
+                is_same and (shared >= REPEATED_CHARS or (not number and ends_line(shared)))
+            )
+        if not is_same or number or shared >= LONG_REPEATED_CHARS:
+            return shared >= max(line.size, LONG_REPEATED_CHARS)
+        # A line alike may follow one alike: what counts are whole lines.
+        ends = (each.at + each.size for each in after.lines)
+        return max((end for end in ends if end <= shared), default=0) >= REPEATED_CHARS
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line behind the hole that is not blank."""
+
+    at: int
+    """Where it begins, in characters that are not blank."""
+    size: int
+    """How many of these it has."""
+    columns: int
+    """Of its indentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """What stands behind the hole, as repetitions are held against it."""
+
+    dense: str
+    """Its characters that are not blank."""
+    lines: tuple[_Line, ...]
+    blanks: str
+    """Between the hole and what follows in its line."""
+    rest_of_line: str
+    """Of the hole's own line; empty where the next one follows."""
+    is_all: bool
+    """Whether `dense` goes to the end of the text."""
+
+
+@lru_cache(64)
+def _following(text: str) -> _Following:
+    looked_at = text[:LOOKED_AT]
+    lines, dense = list[_Line](), ""
+    for line in looked_at.split("\n"):
+        content = "".join(line.split())
+        if content and len(lines) < MAX_LINES:
+            lines.append(_Line(len(dense), len(content), _columns(line)))
+        dense += content
+    first = looked_at.partition("\n")[0]
+    return _Following(
+        dense=dense,
+        lines=tuple(lines),
+        blanks=first[: len(first) - len(first.lstrip())],
+        rest_of_line=first.strip(),
+        is_all=not text[LOOKED_AT:].strip(),
+    )
+
+
+def _dense(text: str) -> tuple[str, list[int]]:
+    """The characters that are not blank, and where they stand."""
+    places = [at for at, char in enumerate(text) if not char.isspace()]
+    return "".join(text[at] for at in places), places
+
+
+def _depth(text: str) -> int:
+    """Brackets that `text` opens and does not close, less those that it closes and did not open.
+    Those in strings do not count; a string ends with its line at the latest."""
+    depth, quote, is_escaped = 0, "", False
+    for char in text:
+        if is_escaped:
+            is_escaped = False
+        elif char == "\\":
+            is_escaped = True
+        elif quote:
+            if char in (quote, "\n"):
+                quote = ""
+        elif char in "\"'`":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in _CLOSERS:
+            depth -= 1
+    return depth
+
+
+def _shared_start(one: str, start: int, other: str, other_start: int) -> int:
+    """Characters that two texts share from two places on."""
+    limit = min(len(one) - start, len(other) - other_start)
+    return next((i for i in range(limit) if one[start + i] != other[other_start + i]), limit)
 
 
 def _columns(line: str) -> int:
@@ -100,24 +328,3 @@ def _is_open(content: str) -> bool:
     """Whether a line that is not whole yet may come to close a block, or to go on with it."""
     words = (*_GOING_ON, "end", "fi", "done", "esac")
     return bool(_CLOSES.fullmatch(content)) or any(word.startswith(content) for word in words)
-
-
-def _starts(text: str, rest_of_line: str) -> list[int]:
-    """Where what follows may begin: within a line if it does, else where a line begins."""
-    if rest_of_line:
-        found, at = list[int](), text.find(rest_of_line[0])
-        while at >= 0:
-            found.append(at)
-            at = text.find(rest_of_line[0], at + 1)
-        return found
-    return [0, *(at + 1 for at, char in enumerate(text) if char == "\n")]
-
-
-def _without_blanks(text: str, start: int, *, in_line: bool) -> int:
-    """The end of what comes before `start`, without the line's end before it."""
-    return start if in_line else len(text[:start].rstrip())
-
-
-def _shared_start(one: str, other: str) -> int:
-    limit = min(len(one), len(other))
-    return next((i for i in range(limit) if one[i] != other[i]), limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from model.backbone.ending import Ending
 
 
-def kept(text: str, following: str = "", **rules: int) -> str:
+def kept(text: str, following: str = "", **rules: Any) -> str:
     """What a model's text is cut to that comes character by character."""
     ending = Ending(following, **rules)
     for length in range(len(text) + 1):
@@ -53,22 +55,144 @@ def test_a_line_indented_less_ends_it_unless_it_closes_or_goes_on(text, columns,
     assert kept(text, min_indent=columns) == shown
 
 
-def test_what_follows_is_not_said_again():
-    following = "\n    return total(a)\n"
-    assert kept("b = 1\n    return total(a)", following) == "b = 1"
-    assert kept("b = 1\n        return total(a)", following) == "b = 1"
+LOOP = "    for x in xs:\n        total += x\n    return total\n"
+
+
+class TestRepetition:
+    @pytest.mark.parametrize(
+        ("text", "following", "middle"),
+        [
+            # Behind the cursor's line; also after a blank line, and indented otherwise.
+            ("b = 1\n    return total(a)", "\n    return total(a)\n", "b = 1"),
+            ("b = 1\n\n    return total(a)", "\n    return total(a)\n", "b = 1"),
+            ("b = 1\n    return total(a)", "\n\n\n    return total(a)\nx", "b = 1"),
+            ("b = 1\n  return total(a, over=b, by=c)\n", "\n    return total(a, over=b, by=c)\n", "b = 1"),
+            ("b = 1\n    for x in  xs :\n        total+=x", f"\n{LOOP}", "b = 1"),  # blanks do not count
+            ("    return total\n", "\n    return total\n", ""),
+            # A line of its own, which the middle ends before.
+            (f"    total = 0\n{LOOP}", LOOP, "    total = 0\n"),
+            (f"    total = 0\n\n{LOOP}", LOOP, "    total = 0\n"),
+            (LOOP, LOOP, ""),
+            ("    if not xs:\n        return 0\n    return total\n\n", "    return total\n",
+             "    if not xs:\n        return 0\n"),
+            ("\treturn 0\n\treturn total\n}", "\treturn total\n}\n", "\treturn 0\n"),
+            # The rest of the cursor's line.
+            ("a, b)\n    c()", ")\n    c()\n    d()\n", "a, b"),
+            ("a, f(b))\n", ")\n    c()\n", "a, f(b)"),
+            ("a) + g(b)\n", ")\n    c()\n", "a) + g(b"),
+            ("x > 0:\n", ":\n        return x\n", "x > 0"),
+            ("x in numbers if x:\n", " if x:\n    y\n", "x in numbers"),
+            ("\":\" + x)\n", ")\n", "\":\" + x"),
+            ("name, number)\n", ", number)\n", "name"),
+            ("ber in numbers: result += number\n", " number\n", "ber in numbers: result +="),
+            ("    a,\n    b,\n)\nc = 1", ")\nc = 1\n", "    a,\n    b,\n"),
+            # It leaves out the first line of what follows, and goes on with the next.
+            (
+                "        result.append(n)\n\n    result.append(numbers[-1])\n",
+                "        result.append(delimiter)\n\n    result.append(numbers[-1])\n",
+                "        result.append(n)\n",
+            ),
+        ],
+    )  # fmt: skip
+    def test_what_follows_is_not_said_again(self, text, following, middle):
+        assert kept(text, following) == middle
+
+    @pytest.mark.parametrize(
+        ("text", "following"),
+        [
+            # The same return in a branch, in front of the one that follows.
+            (
+                "if not a:\n        return None\n    if b:\n        return None",
+                "\n    return None\n",
+            ),
+            ("if not a:\n        return total(a)\n    a = 1", "\n    return total(a)\nx = 1\n"),
+            # A line alike that goes on otherwise.
+            ("\n    self.assertEqual(f(1), 2)\n    x", "\n    self.assertEqual(f(1), 3)\n"),
+            ("    x.append(1)\n    x.append(1)\n", "    x.append(1)\n    x.append(2)\n    y\n"),
+            # Brackets that the middle has opened.
+            ("{\n    a: {\n        b,\n    },\n    c: {", "\n    },\n}\n"),
+            ("[(a), (b)", ")\n"),
+            ("f(a)\n    g(b", ")\n    g(c)\n"),
+            ("':)' + f(a", ")\n"),
+            # A later line that is short, or stands elsewhere.
+            ("    a = 1\n        b()\n", "    x = 2\n    if a:\n        b()\n        c()\n"),
+        ],
+    )
+    def test_what_looks_like_it_is_kept(self, text, following):
+        assert kept(text, following) == text
+
+    def test_it_is_found_where_it_begins_however_much_follows(self):
+        following = "\n" + "".join(f"    value_{i} = {i}\n" for i in range(200))
+        assert kept("a = 1\n    value_0 = 0\n    value_1 = 1\n", following) == "a = 1"
+
+    def test_the_cursors_own_line_has_the_indentation_that_stands_before_the_hole(self):
+        following = "\n    return None\n"
+        assert kept("return None\n", following, before="def f():\n    ") == ""
+        assert kept("return None\n", following, before="    if a:\n        ") == "return None\n"
+
+    def test_a_line_at_column_0_is_one_where_the_hole_begins_one(self):
+        text, following = (
+            "def f():\n    pass\n\n\ndef g(x):\n    return x\n",
+            "def g(x):\n    return x\n",
+        )
+        assert kept(text, following, before="import re\n\n\n") == "def f():\n    pass\n"
+
+
+class TestOutside:
+    """What begins inside a block does not go on at column 0."""
+
+    @pytest.mark.parametrize(
+        ("text", "middle"),
+        [
+            ("    return x\n\n\ndef g():\n", "    return x"),
+            ("    return x\n# Test it\n", "    return x"),
+            ("    return x\n}\n\nfunction g() {", "    return x\n}"),
+            ("    try:\n        x\nexcept E:\n    y\nz", "    try:\n        x\nexcept E:\n    y"),
+            ("    f(\na,\n    )\nb", "    f(\na,\n    )"),
+            ("    return x\n```\nThis is", "    return x"),
+            ("def f():\n    x\n\ndef g():\n", "def f():\n    x\n\ndef g():\n"),
+            ("def f():\n    x\n```\n", "def f():\n    x"),
+        ],
+    )
+    def test_by_the_texts_own_first_line(self, text, middle):
+        assert kept(text) == middle
+
+    def test_by_the_line_before_the_hole(self):
+        text = "return x\n\n\ndef g():\n"
+        assert kept(text, before="def f():\n    ") == "return x"
+        assert kept(text, before="def f(): ") == text
+
+    def test_what_follows_keeps_its_line(self):
+        assert kept("    x = 1\n\ny = 2", "    return x\n") == "    x = 1\n"
+        assert kept("    x = 1\n\ny = 2", "\n    return x\n") == "    x = 1"
+
+    def test_fences_are_kept_where_there_are_some(self):
+        assert kept("a\n```\nb", before="```python\n") == "a\n```\nb"
 
 
 @given(
-    text=st.lists(st.sampled_from(["a", "}", ")", "else:", " ", "\t", "\n", "\n    "])).map(
-        "".join
+    text=st.lists(
+        st.sampled_from(["a", "a a a a", "}", ")", "(", "else:", " ", "\t", "\n", "\n    ", "```"])
+    ).map("".join),
+    following=st.sampled_from(
+        [
+            "",
+            "\n",
+            "\nelse:\n",
+            ")\n",
+            " a a)\n",
+            "\n    a a a a a a a\n",
+            "    a a a a\n    a a\n",
+            "a(\n",
+            "\n    )\n    a a a a a a a a a a a a a a a a a a\n",
+        ]
     ),
-    following=st.sampled_from(["", "\n", "\nelse:\n", ")\n", "\n    a a a a a a a\n"]),
+    before=st.sampled_from(["", "a\n", "a\n    ", "a("]),
     lines=st.none() | st.integers(1, 4),
     columns=st.none() | st.integers(0, 5),
 )
-def test_what_is_sure_stays_whatever_comes(text, following, lines, columns):
-    ending = Ending(following, lines, columns)
+def test_what_is_sure_stays_whatever_comes(text, following, before, lines, columns):
+    ending = Ending(following, lines, columns, before)
     whole, sure = len(text), 0
     for length in range(len(text) + 1):
         sure = max(sure, ending.sure(text[:length]))
