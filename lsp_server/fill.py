@@ -1,7 +1,8 @@
 """Filling on demand: here, in place of a selection, or every hole of a file. Knows no LSP types.
 
-The holes of a file that fit one canvas are one request, so that what fills one fits what fills the
-others; what does not fit comes in further requests, which see what the earlier ones wrote.
+Holes of a file that are close to each other are one request, so that what fills one fits what
+fills the others: a backbone fills them one after the other, each seeing those before it, a
+diffusion model in one canvas. The others come in further requests, which see what was written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lsp_server.completion import (
 )
 from lsp_server.confidence import told
 from lsp_server.context import InfillContext, check_document, context_at, normalised
+from lsp_server.extent import Reach, reach
 from lsp_server.holes import Hole, find_holes, grouped
 from lsp_server.postprocess import worth_inserting
 from lsp_server.related import RelatedText
@@ -94,7 +96,7 @@ class Filler:
         self, snapshot: Snapshot, end: int, on_frame: FrameListener | None = None
     ) -> Filled:
         """Fill the place of `snapshot.offset`..`end`, in several ways. White space at the edges of
-        what is there stays. `on_frame` gets the first way's canvas after every denoising step."""
+        what is there stays. `on_frame` gets every draft or canvas of the first way."""
         start = snapshot.offset
         inside = snapshot.text[start:end]
         if inside.strip():
@@ -179,6 +181,7 @@ class Filler:
             explicit=True,
             document=snapshot.document + _FILL_DOCUMENT,
             client=self._client,
+            wanted=await asyncio.to_thread(self._reach, here, moved),
         )
         result = await (await self._completer()).complete(request)
         best: list[_Written] = []
@@ -192,6 +195,15 @@ class Filler:
             )
             for one in best
         ]
+
+    def _reach(self, snapshot: Snapshot, holes: Sequence[Hole]) -> Reach:
+        """How far the widest of the holes may reach: a request says it of all of them."""
+        places = [self._place(snapshot, h.start, h.end, lead=h.lead) for h in holes]
+        found = [reach(place, explicit=True) for place in places]
+        return Reach(
+            max_lines=_widest(max, [one.max_lines for one in found]),
+            min_indent=_widest(min, [one.min_indent for one in found]),
+        )
 
     def _usable(
         self, snapshot: Snapshot, holes: Sequence[Hole], candidate: Candidate
@@ -270,6 +282,12 @@ class _Written:
     edit: Edit
     confidence: float
     new_syntax_errors: int | None
+
+
+def _widest(choose: Callable[[list[int]], int], limits: Sequence[int | None]) -> int | None:
+    """The limit that holds for all; none where one of them has none."""
+    known = [limit for limit in limits if limit is not None]
+    return choose(known) if len(known) == len(limits) else None
 
 
 def _edited(text: str, edits: Sequence[Edit]) -> str:

@@ -36,8 +36,8 @@ _PATTERNS: tuple[tuple[Marker, re.Pattern[str], str | None], ...] = (
 """With the language that each is a marker in; None for all."""
 
 CANVAS_SLOTS = 128
-"""Slots of the engine's largest canvas (`model.infill.CANVAS_SIZES`), which the holes of a request
-share with the text between them."""
+"""Slots of a diffusion model's canvas, which the holes of a request share with the text between
+them. A backbone has no such limit, but holes further apart have little to do with each other."""
 _SLOTS_PER_HOLE = 16
 _CHARS_PER_SLOT = 3
 """Lower estimate of a token's length, so that a group seldom turns out too large."""

@@ -1,15 +1,16 @@
 """The completions of one editor window: what is shown stays while the user types into it.
 
 `CompletionSession` puts an editor's habits around a round of completion: the last suggestion stays
-valid while the user types its beginning, what they type instead is taken as given and the rest
-denoised anew, automatic requests wait for a pause, and the newest request of a document replaces
-the one before it.
+valid while the user types its beginning; what they type instead is taken as given, and the rest is
+asked for anew, with what the suggestion went on with as a draft; automatic requests wait for a
+pause; and the newest request of a document replaces the one before it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -166,6 +167,7 @@ class CompletionSession:
                     document=snapshot.document,
                     client=self._client,
                     typed=typed,
+                    draft=self._draft(snapshot.document, context),
                     deadline_ms=remaining * 1000,
                 ),
                 remaining + _ENGINE_GRACE_S,
@@ -182,13 +184,23 @@ class CompletionSession:
     def _diverged(self, document: str, now: InfillContext) -> tuple[InfillContext, str] | None:
         """Where the last suggestion was made, and what was typed there instead of it.
 
-        Asked from there, the engine finds the context encoded, and what was typed in the canvas.
+        Asked from there, the engine finds the same context, other documents' text included.
         """
         for shown in self._shown.get(document, ()):
             typed = shown.typed_since(now)
             if typed is not None:
                 return (shown.context, typed) if 0 < len(typed) <= _MAX_TYPED_CHARS else None
         return None
+
+    def _draft(self, document: str, now: InfillContext) -> str:
+        """How the text may well go on: as the last suggestion of the place did, whether the user
+        typed into it or something else in its stead."""
+        for shown in self._shown.get(document, ()):
+            typed = shown.typed_since(now)
+            if typed is not None:
+                text = shown.suggestions[0].text.replace(now.eol, "\n")
+                return rest_after(text, typed)
+        return ""
 
     def _typed_through(
         self, document: str, context: InfillContext, explicit: bool
@@ -213,7 +225,9 @@ HISTORY = 16
 
 
 _MAX_TYPED_CHARS = 48
-"""What is longer is a context of its own: it would fill the canvas."""
+"""What is longer is a context of its own: it would fill the canvas of a model that has one."""
+
+_PIECE = re.compile(r"\w+|\s+|[^\w\s]")
 
 _AUTO_CLOSED = frozenset(")]}\"'`")
 
@@ -257,6 +271,27 @@ class _Shown:
             and s.text.endswith(closed)
             and (rest := s.text[len(typed) : len(s.text) - len(closed)]).strip()
         )
+
+
+def rest_after(text: str, typed: str) -> str:
+    """What of `text` is to come once `typed` stands in place of its beginning; "" where they have
+    nothing in common.
+
+    Word stands for word, whatever they are: behind `min` there comes what came behind `max`.
+    """
+    if text.startswith(typed):
+        return text[len(typed) :]
+    pieces, new = _PIECE.findall(text), _PIECE.findall(typed)
+    pairs = list(zip(pieces, new, strict=False))
+    if len(new) > len(pieces) or not all(a == b or _are_words(a, b) for a, b in pairs):
+        return ""
+    last, last_typed = pairs[-1]
+    unfinished = last[len(last_typed) :] if last.startswith(last_typed) else ""
+    return unfinished + "".join(pieces[len(new) :])
+
+
+def _are_words(one: str, other: str) -> bool:
+    return all(piece[0].isalnum() or piece[0] == "_" for piece in (one, other))
 
 
 def model_context(snapshot: Snapshot, settings: Settings) -> InfillContext:

@@ -65,7 +65,7 @@ async def fill_holes(
 HOLES = "a = <FILL>\nb = <FILL>\nc = <FILL>\n"
 
 
-async def test_all_holes_of_a_canvas_are_one_request():
+async def test_holes_that_are_close_are_one_request():
     completer = Numbering()
     filled = await fill_holes(HOLES, completer)
     assert applied(HOLES, filled) == "a = 1\nb = 2\nc = 3\n"
@@ -75,6 +75,14 @@ async def test_all_holes_of_a_canvas_are_one_request():
         ("\nb = ", "\nc = "),
         "\n",
     )
+
+
+async def test_no_more_is_asked_for_than_the_widest_hole_may_take():
+    completer = Numbering()
+    await fill_holes("def f():\n    # TODO: add\n\ndef g():\n    if a:\n        ...\n", completer)
+    assert [request.min_indent for request in completer.requests] == [4]
+    await fill_holes("x = <FILL>\ndef g():\n    ...\n", completer)
+    assert [request.min_indent for request in completer.requests] == [4, None]
 
 
 async def test_what_is_filled_on_demand_has_other_documents_before_it_too():

@@ -12,7 +12,7 @@ from fake_server import FakeCompleter, FakeEngine
 
 from lsp_server.completion import SUPERSEDED, Completion
 from lsp_server.related import OpenDocument
-from lsp_server.session import CompletionSession, Snapshot
+from lsp_server.session import CompletionSession, Snapshot, rest_after
 from lsp_server.settings import Settings, parse_settings
 from lsp_server.syntax import SyntaxChecker
 from model.api import EngineOverloadedError, EngineUnavailableError, SupersededError
@@ -104,6 +104,44 @@ async def test_what_is_typed_instead_is_clamped_and_the_rest_asked_for_anew():
     assert texts(await window.complete("x = mi|\n")) == ["n(a, b)"]
     request = window.completer.requests[-1]
     assert (request.prefix, request.typed, request.suffix) == ("x = ", "mi", "\n")
+
+
+async def test_the_rest_of_the_last_suggestion_is_a_draft():
+    window = Window("max(a, b)")
+    await window.complete("x = |\n")
+    await window.complete("x = mi|\n")
+    await window.complete("x = max(a|\n", explicit=True)
+    await window.complete("y = |\n")
+    assert [(r.typed, r.draft) for r in window.completer.requests] == [
+        ("", ""),
+        ("mi", "(a, b)"),
+        ("max(a", ", b)"),
+        ("", ""),
+    ]
+
+
+async def test_a_draft_has_the_engines_line_ends():
+    window = Window("f(\n    a,\n)")
+    await window.complete("x = |\r\ny = 2")
+    await window.complete("x = g|\r\ny = 2")
+    assert window.completer.requests[-1].draft == "(\n    a,\n)"
+
+
+@pytest.mark.parametrize(
+    ("text", "typed", "rest"),
+    [
+        ("max(a, b)", "", "max(a, b)"),
+        ("max(a, b)", "max(", "a, b)"),
+        ("max(a, b)", "min(", "a, b)"),
+        ("max(a, b)", "min(c, ", "b)"),
+        ("self.total(numbers)", "this.tot", "al(numbers)"),
+        ("a + b", "a - ", ""),
+        ("a", "f(x)", ""),
+        ("é = 1", "ö", " = 1"),
+    ],
+)
+def test_word_stands_for_word_in_a_draft(text, typed, rest):
+    assert rest_after(text, typed) == rest
 
 
 async def test_what_is_typed_is_counted_from_the_last_answer():
