@@ -90,7 +90,8 @@ def _fail(reason: str) -> int:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; `run` of the result is the command. Exits with 2 on a wrong one."""
     parser = argparse.ArgumentParser(
-        prog="mezzotint", description="Local code completion by masked diffusion."
+        prog="mezzotint",
+        description="Local code completion by an open model, drafted in parallel and verified.",
     )
     parser.add_argument("--version", action="version", version=f"mezzotint {version('mezzotint')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -141,9 +142,9 @@ def _add_complete(parser: argparse.ArgumentParser) -> None:
         "--candidates", type=int, default=1, metavar="N", help="how many to try for (%(default)s)"
     )
     parser.add_argument(
-        "--steps", type=int, metavar="T", help="denoise in T steps (as many as the text needs)"
+        "--steps", type=int, metavar="T", help="denoise in T steps (diffusion models only)"
     )
-    parser.add_argument("--film", action="store_true", help="show the denoising, step by step")
+    parser.add_argument("--film", action="store_true", help="show each draft and what was verified")
     _add_model_arguments(parser)
 
 
@@ -222,12 +223,13 @@ def run_complete(args: argparse.Namespace) -> int:
     end = start if args.until is None else offset_at(text, *args.until)
     window = partial(context_at, text, start, end, language=language_of(str(place.path)))
     screen = Screen(sys.stderr if args.json else sys.stdout)
-    completer = engines.load(resolve(args.model), device=args.device)
+    model = resolve(args.model)
+    completer = engines.load(model, device=args.device)
     film = Film(screen) if args.film else None
     completion = asyncio.run(_fill(completer, window, settings, film))
 
     if args.json:
-        print(json.dumps(_summary(completion)))
+        print(json.dumps(_summary(completion, str(model))))
     if completion.reason is not None:
         return _fail(completion.reason.message)
     best = completion.suggestions[0]
@@ -265,9 +267,11 @@ async def _fill(
         await completer.close()
 
 
-def _summary(completion: Completion) -> dict[str, object]:
+def _summary(completion: Completion, model: str) -> dict[str, object]:
     result = completion.result
+    tokens, forwards = (result.tokens, result.forwards) if result else (0, 0)
     return {
+        "model": model,
         "candidates": [
             {
                 "text": suggestion.text,
@@ -276,8 +280,10 @@ def _summary(completion: Completion) -> dict[str, object]:
             }
             for suggestion in completion.suggestions
         ],
-        "forwards": result.forwards if result else 0,
-        "tokens": result.tokens if result else 0,
+        "verified": result is not None and result.verified,
+        "forwards": forwards,
+        "tokens": tokens,
+        "tokens_per_forward": round(tokens / forwards, 2) if forwards else 0.0,
         "ms": round(result.ms, 2) if result else 0.0,
     }
 
@@ -327,7 +333,7 @@ def _table_row(check: Check, screen: Screen) -> Iterator[str]:
 
 # --- For people to look at ------------------------------------------------------------------
 
-_DIM, _RED, _GREEN = "2", "31", "32"
+_DIM, _RED, _GREEN, _STRUCK = "2", "31", "32", "2;9"
 
 _PLAIN_SYMBOLS = str.maketrans(
     {"░": "?", "⏎": "\\n", "⇥": "\\t", "…": "...", "│": "|", "→": "->", "⟦": "[[", "⟧": "]]"}
@@ -368,22 +374,25 @@ class Screen:
 
 
 class Film:
-    """Shows each denoising step as one line; listens to frames.
+    """Shows each step as one line; listens to frames.
 
-    Masked slots are ░; what the step has committed is green, what the steps before it had is not.
+    Of a draft: what was decided in the step. Green is what was drafted and verified, plain what the
+    model wrote itself, struck out what was drafted and refused; without colours they are ⟦so⟧, so,
+    and ~so~. Of a canvas: masked slots are ░; what the step has committed is green, what the steps
+    before it had is not.
     """
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._before: tuple[str | None, ...] = ()
+        self._decided = ""
 
     def __call__(self, frame: api.Frame) -> None:
         """Show one frame."""
+        pieces = self._canvas(frame) if frame.accepted is None else self._draft(frame)
         line = f"{frame.step:>4}  "
         room = self._screen.width - len(line)
-        for index, slot in enumerate(frame.slots):
-            text = "░" if slot is None else _one_line(slot)
-            style = _DIM if slot is None else _GREEN if self._is_new(index, slot) else ""
+        for text, style in pieces:
             if len(text) > room - 1:
                 line += "…"
                 break
@@ -392,11 +401,45 @@ class Film:
         # The engine's thread calls this. If nobody reads any more, the result's own line will
         # meet the error, in our thread.
         with contextlib.suppress(BrokenPipeError):
-            self._screen.write_lines([line])
+            if pieces:
+                self._screen.write_lines([line])
         self._before = frame.slots
+
+    def _canvas(self, frame: api.Frame) -> list[tuple[str, str]]:
+        return [
+            ("░", _DIM)
+            if slot is None
+            else (_one_line(slot), _GREEN if self._is_new(index, slot) else "")
+            for index, slot in enumerate(frame.slots)
+        ]
 
     def _is_new(self, index: int, slot: str) -> bool:
         return index >= len(self._before) or self._before[index] != slot
+
+    def _draft(self, frame: api.Frame) -> list[tuple[str, str]]:
+        drafted = [slot or "" for slot in frame.slots]
+        new = frame.text.removeprefix(self._decided)
+        self._decided = frame.text
+        before, verified, after = _parted(new, "".join(drafted[: frame.accepted]))
+        refused = "".join(drafted[frame.accepted :])
+        marks = ("", "", "", "") if self._screen.coloured else ("⟦", "⟧", "~", "~")
+        parts = [
+            (_one_line(before), ""),
+            (f"{marks[0]}{_one_line(verified)}{marks[1]}" if verified else "", _GREEN),
+            (_one_line(after), ""),
+            (f"{marks[2]}{_one_line(refused)}{marks[3]}" if refused else "", _STRUCK),
+        ]
+        return [part for part in parts if part[0]]
+
+
+def _parted(new: str, drafted: str) -> tuple[str, str, str]:
+    """What is new, around what was drafted of it. A draft may begin before the cursor, where the
+    word does."""
+    at = new.find(drafted)
+    if at >= 0:
+        return new[:at], drafted, new[at + len(drafted) :]
+    shared = next((n for n in range(len(drafted), 0, -1) if new.startswith(drafted[-n:])), 0)
+    return "", new[:shared], new[shared:]
 
 
 _LINES_AROUND = 3

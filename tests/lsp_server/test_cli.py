@@ -47,7 +47,12 @@ class FakeCompleter:
             if text != request.typed  # it knows no repair for its own texts
         )
         return api.InfillResult(
-            candidates=candidates, forwards=3, tokens=7, encoded_tokens=9, ms=12.3456
+            candidates=candidates,
+            forwards=3,
+            tokens=7,
+            encoded_tokens=9,
+            ms=12.3456,
+            verified=True,
         )
 
     async def close(self) -> None:
@@ -189,10 +194,14 @@ def test_json_is_the_only_line_on_stdout_even_with_a_film(
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1
     assert printed.out.isascii()
-    assert json.loads(printed.out) == {
+    answer = json.loads(printed.out)
+    assert answer.pop("model").endswith(".gguf")
+    assert answer == {
         "candidates": [{"text": "é(", "confidence": 0.75, "new_syntax_errors": 1}],
+        "verified": True,
         "forwards": 3,
         "tokens": 7,
+        "tokens_per_forward": 2.33,
         "ms": 12.35,
     }
     assert "░" in printed.err
@@ -306,7 +315,10 @@ def test_a_model_completes_a_real_file(tiny_backbone_folder: Path):
         timeout=120,
     )
     answer = json.loads(done.stdout)
-    assert list(answer) == ["candidates", "forwards", "tokens", "ms"]
+    assert list(answer) == [
+        "model", "candidates", "verified", "forwards", "tokens", "tokens_per_forward", "ms"
+    ]  # fmt: skip
+    assert (answer["model"], answer["verified"]) == (str(tiny_backbone_folder), True)
     assert answer["forwards"] >= 1
     assert done.returncode == (0 if answer["candidates"] else 1), done.stderr
     assert "Traceback" not in done.stderr
@@ -355,6 +367,41 @@ def test_on_a_terminal_the_film_colours_what_a_step_committed_and_fits_the_width
         "   1  \x1b[32ma\x1b[0m\x1b[2m░\x1b[0m",
         "   2  a\x1b[32mb\x1b[0m…",
     ]
+
+
+DRAFTED = (
+    api.Frame(step=1, slots=(), accepted=0, text="return"),
+    api.Frame(step=2, slots=(" total", "(", "x"), accepted=2, text="return total(numbers"),
+    api.Frame(step=3, slots=(")", "\n"), accepted=2, text="return total(numbers)\n\n"),
+    api.Frame(step=4, slots=(), accepted=0, text="return total(numbers)\n\n"),
+)
+
+
+def test_of_a_draft_it_shows_what_was_verified_written_and_refused():
+    film = Film(Screen(stream := io.StringIO()))
+    for frame in DRAFTED:
+        film(frame)
+    assert stream.getvalue().splitlines() == [
+        "   1  return",
+        "   2  ⟦ total(⟧numbers~x~",
+        "   3  ⟦)⏎⟧⏎",
+    ]
+
+
+def test_a_draft_that_begins_before_the_cursor_is_shown_from_there():
+    film = Film(Screen(stream := io.StringIO()))
+    film(api.Frame(step=1, slots=(" total", "("), accepted=2, text="al(x"))
+    assert stream.getvalue() == "   1  ⟦al(⟧x\n"
+
+
+def test_on_a_terminal_the_film_colours_what_was_verified(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("WT_SESSION", "on")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    film = Film(Screen(stream := Terminal()))
+    film(DRAFTED[1])
+    assert stream.getvalue() == ("   2  return\x1b[32m total(\x1b[0mnumbers\x1b[2;9mx\x1b[0m\n")
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
