@@ -17,12 +17,22 @@ cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
 
 import openvino  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-__all__ = ["compiled_for_cpu", "openvino"]
+__all__ = ["compiled_for_cpu", "cpu_has", "cpu_name", "openvino"]
 
 
 def compiled_for_cpu(graph: openvino.Model, options: dict[str, Any]) -> Any:
     """A graph, compiled for the CPU. Raises OpenVINO's own `RuntimeError`s."""
     return _core().compile_model(graph, "CPU", options)
+
+
+def cpu_has(capability: str) -> bool:
+    """Whether OpenVINO makes use of something that this processor has: "BF16"."""
+    return capability in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def cpu_name() -> str:
+    """What this processor calls itself."""
+    return str(_core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
 @cache
