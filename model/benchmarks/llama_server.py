@@ -24,9 +24,6 @@ from model.benchmarks.child import Child, child, free_port
 
 CONTEXT_TOKENS = 4096
 """Of the context that both engines keep."""
-SUFFIX_FIRST = ("--spm-infill",)
-"""Asks a prompt in another order, in which a typed key comes last. Nobody's default: editors and
-llama.cpp's own presets ask Qwen in the order that it was published with."""
 
 Answer = dict[str, Any]
 
@@ -61,11 +58,12 @@ class LlamaServer:
         return False
 
     async def build(self) -> str:
-        """Which llama.cpp it is, and what it makes use of in this processor."""
-        name = str((await self._http.get("/props")).json().get("build_info", "unknown"))
-        features = re.search(r"CPU : (.*?= 1 \|)\s*$", self.process.log(), re.MULTILINE)
-        used = re.findall(r"(\w+) = 1", features[1]) if features else []
-        return f"{name}; {' '.join(used)}" if used else name
+        """Which llama.cpp it is. A wheel's also tells what it makes use of in this processor."""
+        log = self.process.log()
+        wheel = re.match(r"xllamacpp \S+", log)
+        if wheel is None:
+            return str((await self._http.get("/props")).json().get("build_info", "unknown"))
+        return " ".join([wheel[0], *re.findall(r"(\w+) = 1 \|", log)])
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -74,7 +72,7 @@ class LlamaServer:
 
 @contextlib.asynccontextmanager
 async def llama_server(
-    model: Path, program: Path | None, *, threads: int, options: Sequence[str] = ()
+    model: Path, program: Path | None, *, threads: int
 ) -> AsyncIterator[LlamaServer]:
     """A server of a GGUF file, once it is ready: `program`, or the one in the `xllamacpp` wheel.
 
@@ -91,7 +89,7 @@ async def llama_server(
     else:
         command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--threads", str(threads), "--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1"]
-        command += options
+        command += ["--flash-attn", "off"]  # on a CPU it is slower
     with child("llama.cpp", command) as process:
         server = LlamaServer(f"http://127.0.0.1:{port}", process)
         try:
@@ -110,6 +108,7 @@ def main(argv: Sequence[str]) -> None:
     params.port = int(port)
     params.n_ctx = CONTEXT_TOKENS
     params.n_parallel = 1
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     print(f"xllamacpp {version('xllamacpp')}", xllamacpp.get_system_info(), flush=True)
     server = xllamacpp.Server(params)  # stops when it is let go of

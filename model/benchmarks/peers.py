@@ -23,7 +23,7 @@ from model.backbone.prompt import Prompt
 from model.backbone.tokenizer import BackboneTokenizer
 from model.benchmarks.child import Child
 from model.benchmarks.http_engine import http_engine
-from model.benchmarks.llama_server import SUFFIX_FIRST, LlamaServer, llama_server
+from model.benchmarks.llama_server import LlamaServer, llama_server
 from model.benchmarks.session import Event, EventKind, events
 from model.benchmarks.setting import Setting
 from model.benchmarks.table import Goal, Row
@@ -32,7 +32,6 @@ from model.evaluation.report import Figures, percentile, share
 TITLE = "Mezzotint and llama.cpp, the same model file"
 
 OURS, PEER = "mezzotint", "llama.cpp"
-PEER_SUFFIX_FIRST = "llama.cpp, suffix first"
 KEY_TOKENS = 16
 """The most tokens of an answer to a key."""
 PROMPT_TOKENS = 512
@@ -196,12 +195,10 @@ async def measure(setting: Setting, num_events: int, program: Path | None) -> Fi
         # One after the other: they would slow each other's start.
         sides: dict[str, Side] = {}
         sides[OURS] = Mezzotint(*await opened.enter_async_context(http_engine(setting)))
-        ways = {PEER: ()} if program is None else {PEER: (), PEER_SUFFIX_FIRST: SUFFIX_FIRST}
-        for name, options in ways.items():
-            server = await opened.enter_async_context(
-                llama_server(setting.model, program, threads=threads, options=options)
-            )
-            sides[name] = LlamaCpp(server, await server.build())
+        server = await opened.enter_async_context(
+            llama_server(setting.model, program, threads=threads)
+        )
+        sides[PEER] = LlamaCpp(server, await server.build())
         records = await compare(setting, sides, num_events)
         figures = {name: summary(records[name], side) for name, side in sides.items()}
     return {"threads": threads, **figures, **ratios(figures)}
@@ -360,21 +357,15 @@ def by_kind(session: Sequence[tuple[Event, Timed]]) -> dict[str, Figures]:
 
 
 def ratios(figures: dict[str, Figures]) -> Figures:
-    """How many times as fast as each way to ask llama.cpp we are."""
-
-    def against(peer: Figures) -> Figures:
-        ours = figures[OURS]
-        return {
-            "ratio_key_p50": _ratio(peer["key_ms_p50"], ours["key_ms_p50"]),
-            "ratio_tokens_per_s": _ratio(ours["tokens_per_s"], peer["tokens_per_s"]),
-            "ratio_prompt_tokens_per_s": _ratio(
-                ours["prompt_tokens_per_s"], peer["prompt_tokens_per_s"]
-            ),
-        }
-
-    if PEER_SUFFIX_FIRST not in figures:
-        return against(figures[PEER])
-    return {**against(figures[PEER]), "ratios_suffix_first": against(figures[PEER_SUFFIX_FIRST])}
+    """How many times as fast as llama.cpp we are."""
+    ours, peer = figures[OURS], figures[PEER]
+    return {
+        "ratio_key_p50": _ratio(peer["key_ms_p50"], ours["key_ms_p50"]),
+        "ratio_tokens_per_s": _ratio(ours["tokens_per_s"], peer["tokens_per_s"]),
+        "ratio_prompt_tokens_per_s": _ratio(
+            ours["prompt_tokens_per_s"], peer["prompt_tokens_per_s"]
+        ),
+    }
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:
@@ -396,10 +387,9 @@ _SHOWN = (
 
 def rows(figures: Figures, setting: Setting) -> list[Row]:
     """The lines of the table."""
-    names = [name for name in (OURS, PEER, PEER_SUFFIX_FIRST) if name in figures]
     table: list[Row] = []
     for title, key, unit in _SHOWN:
-        for name in names:
+        for name in (OURS, PEER):
             one = figures[name]
             note = one.get("build", "") if key == "key_ms_p50" else ""
             table.append(Row(f"{title}: {name}", one[key], unit, note=note))
@@ -410,7 +400,5 @@ def rows(figures: Figures, setting: Setting) -> list[Row]:
         ("tokens/s", "ratio_tokens_per_s", 1.7),
     ):
         goal = Goal("at least", limit) if on_cpu else None
-        other = figures.get("ratios_suffix_first")
-        note = "" if other is None or other[key] is None else f"suffix first: {other[key]:g} x"
-        table.append(Row(title, figures[key], "x", goal, note))
+        table.append(Row(title, figures[key], "x", goal))
     return table

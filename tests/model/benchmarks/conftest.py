@@ -1,28 +1,13 @@
-"""A tiny backbone, and a file to measure with."""
+"""A file to measure with."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.benchmarks.setting import Setting
-
-sys.path.append(str(Path(__file__).parents[1] / "backbone"))
-
-
-@pytest.fixture(scope="session")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF file of random weights, whose context is long enough for prompts."""
-    from tiny_backbones import FULL, make_model, make_tokenizer, metadata, tensors, write_gguf
-
-    kind = "qwen2"
-    path = tmp_path_factory.mktemp("backbone") / "tiny.gguf"
-    entries = metadata(kind, make_tokenizer(kind)) | {f"{kind}.context_length": 4096}
-    stored = {name: (data, FULL) for name, data in tensors(kind, make_model(kind)).items()}
-    return write_gguf(path, kind, entries, stored)
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +20,8 @@ def source(tmp_path_factory: pytest.TempPathFactory, code: str) -> Path:
 
 
 @pytest.fixture
-def setting(backbone: Path, source: Path) -> Setting:
-    return Setting(model=backbone, device="cpu", paths=(source,), quick=True)
+def setting(checkpoint: Path, source: Path) -> Setting:
+    return Setting(model=checkpoint, device="cpu", paths=(source,), quick=True)
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,6 @@ def test_clients_sit_in_different_places_and_type_on() -> None:
 
 
 async def test_an_http_engine_that_cannot_start_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CompletionError, match="no checkpoint directory"):
+    with pytest.raises(CompletionError, match="is no model"):
         async with http_engine(Setting(model=tmp_path / "none", device="cpu")):
             pass

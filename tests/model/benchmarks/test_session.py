@@ -25,7 +25,9 @@ def test_the_same_seed_replays_the_same_session(sources: list[SourceText]) -> No
 
 def test_a_session_holds_every_kind_of_event(sources: list[SourceText]) -> None:
     kinds = {event.kind for event in events(sources, 3000, seed=0)}
-    assert kinds == {"open", "type", "erase", "jump", "paste", "edit below", "switch"}
+    assert kinds == {
+        "open", "type", "erase", "accept", "jump", "paste", "edit below", "switch",
+    }  # fmt: skip
 
 
 def test_each_event_changes_what_its_kind_says(sources: list[SourceText]) -> None:
@@ -34,8 +36,10 @@ def test_each_event_changes_what_its_kind_says(sources: list[SourceText]) -> Non
             assert now.document != before.document or now.kind == "open"
             continue
         assert now.document == before.document
-        if now.kind in ("type", "paste"):
+        if now.kind in ("type", "accept", "paste"):
             typed = now.text[before.cursor : now.cursor]
+            if before.ahead and now.kind != "paste" and now.ahead:
+                assert before.ahead == typed + now.ahead
             assert now.text == put(before, typed)
             assert typed
         elif now.kind == "erase":

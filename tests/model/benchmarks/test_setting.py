@@ -40,17 +40,31 @@ def test_prompts_come_from_an_infilling_file_where_one_is_named(
 
 def test_two_places_for_prompts_and_a_device_that_is_not_there_are_refused(source: Path) -> None:
     with pytest.raises(ValueError, match="--data or from PATHS"):
-        Setting(data=source, paths=(source,))
+        Setting(model=source, data=source, paths=(source,))
     with pytest.raises(ValueError, match="'abacus' is not known"):
-        _ = Setting(device="abacus").torch_device
+        _ = Setting(model=source, device="abacus").torch_device
     with pytest.raises(ValueError, match="'cuda:99' is not there"):
-        _ = Setting(device="cuda:99").torch_device
+        _ = Setting(model=source, device="cuda:99").torch_device
 
 
-def test_a_text_of_more_tokens_than_the_files_have_begins_them_again(setting: Setting) -> None:
-    tokens = len(setting.tokenizer.encode(setting.sources[0].text))
-    text = setting.text_of(2 * tokens)
-    assert text == 2 * setting.sources[0].text
+def test_a_model_that_verifies_nothing_is_told_which_parts_it_has(
+    setting: Setting, tmp_path: Path
+) -> None:
+    setting.require_backbone()
+    with pytest.raises(ValueError, match="--parts clients,memory"):
+        replace(setting, model=tmp_path).require_backbone()
+
+
+def test_a_longer_text_than_the_files_have_begins_them_again(setting: Setting) -> None:
+    source = setting.sources[0].text
+    assert setting.text(2 * len(source)) == 2 * source
+
+
+def test_fresh_texts_have_the_length_asked_for_and_begin_differently(setting: Setting) -> None:
+    texts = setting.fresh_texts(5, 40)
+    assert all(36 <= len(setting.tokenizer.encode(text)) <= 48 for text in texts)
+    beginnings = {tuple(setting.tokenizer.encode(text)[:4]) for text in texts}
+    assert len(beginnings) == 5
 
 
 def test_every_round_holds_every_name_once_in_an_order_of_its_own() -> None:

@@ -1,38 +1,46 @@
-"""A step's time is what further forwards add, whatever else a fill costs."""
+"""What a measured forward is: rows behind cached tokens, each with its logits."""
 
 from __future__ import annotations
 
-from typing import Any
+import torch
 
-import pytest
-
-from model.api import InfillRequest
-from model.benchmarks.setting import Setting
-from model.benchmarks.steps import CANVAS_TEXT, STEPS, in_steps, step_times_ms
+from model.benchmarks.setting import Setting, verifying
+from model.benchmarks.steps import Step, kept_bytes, rows, step_of, steps_for, weight_bytes
 
 
-async def test_a_slower_step_is_reported_as_so_much_slower(timed_completer: Any) -> None:
-    def taking(step_ms: float, overhead_ms: float) -> Any:
-        return timed_completer(
-            lambda request: ("x", request.steps, overhead_ms + step_ms * request.steps)
-        )
-
-    request = InfillRequest(prefix="x")
-    times = await step_times_ms(
-        {"fast": (taking(2.0, 500.0), request), "slow": (taking(6.0, 1.0), request)},
-        rounds=3,
-        seed=0,
-        desc="",
-    )
-    assert times == pytest.approx({"fast": 2.0, "slow": 6.0})
-
-
-async def test_an_engine_takes_exactly_the_steps_that_are_measured(setting: Setting) -> None:
-    assert len(setting.tokenizer.encode(CANVAS_TEXT)) == 31
+async def test_a_step_runs_its_rows_behind_its_cached_tokens(setting: Setting) -> None:
     completer = setting.open_completer()
     try:
-        for steps in (1, STEPS):
-            result = await completer.complete(in_steps(InfillRequest(prefix="x = "), steps))
-            assert (result.forwards, result.tokens) == (steps, 31)
+        forward = verifying(completer).runner.forward
+        logits = step_of(forward, Step(rows=4, cached=24), torch.device("cpu"))()
     finally:
         await completer.close()
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (4, forward.config.vocab_size)
+    assert logits.isfinite().all()
+
+
+async def test_the_floor_counts_what_a_row_has_to_read(setting: Setting) -> None:
+    completer = setting.open_completer()
+    try:
+        forward = verifying(completer).runner.forward
+    finally:
+        await completer.close()
+    matrices = {512 * 64: 1, 64 * 64: 2 * 2, 64 * 32: 2 * 2, 64 * 96: 3 * 2}  # head; q, o; k, v
+    assert weight_bytes(forward) == 4 * sum(size * count for size, count in matrices.items())
+    assert kept_bytes(forward) == 4 * 2 * 2 * 2 * 16  # layers, keys and values, heads, dimension
+
+
+def test_only_contexts_that_the_model_reads_are_measured(setting: Setting) -> None:
+    from dataclasses import replace
+
+    steps = steps_for(replace(setting, quick=False), 4096)
+    assert [step.rows for step in steps if step.cached == 1024] == [1, 2, 4, 8, 16, 32]
+    assert {step.cached for step in steps} == {512, 1024, 2048}
+
+
+def test_rows_are_held_against_one_row(setting: Setting) -> None:
+    figures = {"runtime": "x", "ms_by_rows": {"1": 20.0, "8": 30.0}, "ms_by_cached": {"512": 19.0}}
+    table = rows(figures, setting)
+    assert [row.value for row in table] == [20.0, 30.0, 19.0]
+    assert "1.50 x" in table[1].note
