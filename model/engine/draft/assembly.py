@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from model.backbone.tokenizer import BackboneTokenizer
+from model.denoiser.network import Denoiser
 from model.engine.draft.choice import BackboneVocabulary
-from model.engine.draft.drafters import GuessDrafter, RepetitionDrafter
+from model.engine.draft.denoiser_drafter import DenoiserDrafter
+from model.engine.draft.drafters import Drafter, GuessDrafter, RepetitionDrafter
 from model.engine.draft.verify import VerifyingDecoder
 from model.engine.engine import Engine
 from model.engine.run.backbone_runner import BackboneRunner
@@ -14,12 +16,20 @@ from model.engine.run.forward import Forward
 
 
 def backbone_engine(
-    tokenizer: BackboneTokenizer, forward: Forward, *, cache_bytes: int | None = None
+    tokenizer: BackboneTokenizer,
+    forward: Forward,
+    *,
+    denoiser: Denoiser | None = None,
+    end_threshold: float | None = None,
+    cache_bytes: int | None = None,
 ) -> Engine:
-    """An engine around what computes a backbone. Raises `ValueError` for too small a cache."""
-    runner = BackboneRunner(forward, cache_bytes=cache_bytes)
+    """An engine around what computes a backbone, and a denoiser that drafts for it, if there is
+    one. Raises `ValueError` for too small a cache."""
+    runner = BackboneRunner(forward, denoiser=denoiser, cache_bytes=cache_bytes)
     forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=runner.device)
     forbidden[list(tokenizer.special_ids - tokenizer.end_ids)] = True
     vocabulary = BackboneVocabulary(end_ids=tokenizer.end_ids, forbidden=forbidden)
-    drafters = (GuessDrafter(), RepetitionDrafter())
-    return Engine(VerifyingDecoder(runner, vocabulary, tokenizer, drafters))
+    drafters: list[Drafter] = [GuessDrafter(), RepetitionDrafter()]
+    if denoiser is not None:
+        drafters.append(DenoiserDrafter(runner, denoiser))
+    return Engine(VerifyingDecoder(runner, vocabulary, tokenizer, drafters, end_threshold))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import Any
 
 from model.engine.cache.page_tree import PageTable
 from model.engine.draft.repeated_text import RepeatedText
@@ -54,6 +55,8 @@ class Stream(Sequence):
     """Where the cache holds the first tokens while the stream runs."""
     num_cached: int = 0
     """Tokens that the cache held when the stream was opened last."""
+    anchor: Any = None
+    """What the denoiser makes of the last token that was read, a tensor (E,), once one was."""
     drafted: tuple[int, ...] = ()
     """The longest draft of the last step."""
     accepted: int = 0

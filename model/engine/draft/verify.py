@@ -81,8 +81,11 @@ class VerifyingDecoder:
         vocabulary: BackboneVocabulary,
         in_bytes: TokenBytes,
         drafters: Items[Drafter],
+        end_threshold: float | None = None,
     ) -> None:
-        """`drafters`: those that come first are believed more."""
+        """`drafters`: those that come first are believed more. `end_threshold`: from which
+        probability on a middle ends where the runner's denoiser says so (None: never)."""
+        self.end_threshold = end_threshold
         self.runner, self.vocabulary = runner, vocabulary
         self._in_bytes = in_bytes
         self._drafters = drafters
@@ -200,12 +203,12 @@ class VerifyingDecoder:
         places = [list(self._places(reading)) for reading in readings]
         for stream in streams:
             self._count(stream, stream.unread)
-        logits = self.runner.run([reading.rows() for reading in readings])
+        verdicts = self.runner.run([reading.rows() for reading in readings])
         for fill in fills_of(streams):
             fill.forwards += 1
         for index, (reading, its_places) in enumerate(zip(readings, places, strict=True)):
-            choices = chosen(logits[index], its_places, self.vocabulary)
-            kept = self._take(reading, choices)
+            choices = chosen(verdicts[index].logits, its_places, self.vocabulary)
+            kept = self._take(reading, self._with_ends(choices, its_places, verdicts[index].ends))
             if reading.stream.error is None:
                 num_unread = len(reading.unread)
                 self.runner.keep(index, [*range(num_unread), *(num_unread + n for n in kept)])
@@ -257,6 +260,21 @@ class VerifyingDecoder:
                 if len(piece) > len(rest) and whole.startswith(piece):
                     refused.append(token)
         return refused
+
+    def _with_ends(
+        self,
+        choices: list[tuple[int, float] | None],
+        places: Items[Place],
+        ends: Items[float] | None,
+    ) -> list[tuple[int, float] | None]:
+        """The choices, an end where it is known to be one whatever the backbone would write on."""
+        if ends is None or self.end_threshold is None:
+            return choices
+        end_id, threshold = self.vocabulary.end_id, self.end_threshold
+        return [
+            (end_id, end) if choice and place.may_end and end > threshold else choice
+            for choice, place, end in zip(choices, places, ends, strict=True)
+        ]
 
     def _take(self, reading: _Reading, choices: Items[tuple[int, float] | None]) -> list[int]:
         """Decide what the backbone chose along the drafts; which drafted rows it came by."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.api import EngineOverloadedError
+from model.denoiser.network import Denoiser
 from model.engine.cache.page_pool import KeyValueShape, PagePool, StreamRows
 from model.engine.cache.page_tree import PAGE_SIZE, PageTable, PageTree, Reservation
 from model.engine.draft.stream import Stream
@@ -37,14 +38,31 @@ class NewRows:
     """Of how many, the last ones, logits are wanted."""
 
 
-class BackboneRunner:
-    """A backbone, and the keys and values of what it has read."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a forward says of one stream's wanted rows."""
 
-    def __init__(self, forward: Forward, *, cache_bytes: int | None = None) -> None:
-        """`cache_bytes` bounds the pages of the cache (None: by what the device has); the running
+    logits: Tensor
+    """(num_logits, V) float32, each of the token behind its row."""
+    ends: list[float] | None = None
+    """Of each row, how likely the middle ends behind it; None where nobody knows."""
+
+
+class BackboneRunner:
+    """A backbone, what it has read, and what a denoiser keeps of that, if there is one."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        denoiser: Denoiser | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        """A `denoiser` needs a `forward` that taps its layers and has room for its keys and values.
+        `cache_bytes` bounds the pages of the cache (None: by what the device has); the running
         batch's streams have a contiguous copy besides. Raises `ValueError` when it is too little
         for two pages."""
-        self.forward = forward
+        self.forward, self.denoiser = forward, denoiser
         config = forward.config
         self.device = forward.device
         shape = KeyValueShape(
@@ -67,6 +85,8 @@ class BackboneRunner:
         self._open: list[Stream] = []
         self._batch: list[NewRows] = []
         self._ran: Rows | None = None
+        self._positions: Tensor | None = None
+        self._features: Tensor | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -116,24 +136,66 @@ class BackboneRunner:
         if stream.table is not None:
             self._open.remove(stream)
             self.cache.release(stream.table)
-            stream.table = None
+            stream.table = stream.anchor = None
 
     @torch.inference_mode()
-    def run(self, batch: Items[NewRows]) -> list[Tensor]:
-        """Run new tokens of open streams; the logits (num_logits, V) of each, float32.
+    def run(self, batch: Items[NewRows]) -> list[Verdict]:
+        """Run new tokens of open streams; what is said of the last `num_logits` of each.
 
         Nothing is kept yet: see `keep`. After an error it may be called again, with a smaller
         batch, say (`is_out_of_memory`).
         """
         self._ran, self._batch = self._rows_of(batch), list(batch)
-        wanted = [
-            self._ran.hidden[row, len(new.tokens) - new.num_logits : len(new.tokens)]
-            for row, new in enumerate(batch)
-        ]
-        counts = [len(each) for each in wanted]
+        self._keep_for_drafts(self._ran)
+        wanted = [slice(len(new.tokens) - new.num_logits, len(new.tokens)) for new in batch]
+        hidden = [self._ran.hidden[row, rows] for row, rows in enumerate(wanted)]
+        counts = [len(each) for each in hidden]
         if not sum(counts):
-            return wanted
-        return list(self.forward.logits(torch.cat(wanted)).split(counts))
+            return [Verdict(each) for each in hidden]
+        logits = self.forward.logits(torch.cat(hidden)).split(counts)
+        if self.denoiser is None or self._ran.taps is None:
+            return [Verdict(each) for each in logits]
+        ends = self.denoiser.end_logits(self._ran.taps).sigmoid()
+        return [
+            Verdict(each, ends[row, rows].tolist())
+            for row, (each, rows) in enumerate(zip(logits, wanted, strict=True))
+        ]
+
+    def _keep_for_drafts(self, ran: Rows) -> None:
+        """Beside the backbone's keys and values put what the denoiser makes of them."""
+        if self.denoiser is None or ran.taps is None:
+            return
+        assert self._positions is not None
+        kv, self._features = self.denoiser.context(
+            ran.taps.to(self.denoiser.mask.dtype), self._positions
+        )
+        ran.kv[self.forward.config.num_layers :] = kv
+
+    @torch.inference_mode()
+    def canvases(self, streams: Items[Stream], size: int) -> Tensor | None:
+        """Hidden states (B, size, E) of the denoiser's canvases behind open streams: the first slot
+        holds the last token, which is unread, the others are masked. Each stream has an anchor."""
+        if self.denoiser is None:
+            return None
+        tables = [table_of(stream) for stream in streams]
+        held = self._alone if len(streams) == 1 else self._together
+        held.load(tables, max(table.length for table in tables) + size)
+        past = held.contents[self.forward.config.num_layers :, :, : len(streams)]
+        lengths = torch.tensor([[table.length] for table in tables], device=self.device)
+        ids = torch.zeros((len(streams), size), dtype=torch.long)
+        ids[:, 0] = torch.tensor([stream.ids[-1] for stream in streams])
+        known = torch.zeros(ids.shape, dtype=torch.bool)
+        known[:, 0] = True
+        dtype = self.denoiser.mask.dtype
+        anchors = [stream.anchor for stream in streams if stream.anchor is not None]
+        return self.denoiser.canvas(
+            ids.to(self.device),
+            known.to(self.device),
+            lengths + torch.arange(size, device=self.device),
+            torch.stack(anchors).to(dtype),
+            past.to(dtype),
+            torch.arange(past.shape[4], device=self.device) < lengths,
+        )
 
     def _rows_of(self, batch: Items[NewRows]) -> Rows:
         """One forward; the n-th token of the b-th stream has the place (b, n)."""
@@ -156,6 +218,7 @@ class BackboneRunner:
             visible[row, :num, : table.length] = True
             visible[row, :num, num_kept : num_kept + num] = seen
         device = self.device
+        self._positions = positions.to(device)
         return self.forward.rows(ids.to(device), positions.to(device), past, visible.to(device))
 
     @torch.inference_mode()
@@ -166,6 +229,8 @@ class BackboneRunner:
         stream = self._batch[index].stream
         if stream.table is None:  # it has lost its place to another one of the batch
             return
+        if self._features is not None:
+            stream.anchor = self._features[index, rows[-1]]
         start = stream.table.length
         tokens = stream.ids[: start + len(rows)]
         while (reservation := self.cache.reserve(tokens)) is None:

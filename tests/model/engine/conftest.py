@@ -22,12 +22,16 @@ from model.transformer import Transformer, TransformerConfig
 # importlib mode, in which pytest runs, leaves the tests' own helpers out.
 sys.path.append(str(Path(__file__).parent))
 
-END_IDS = frozenset({60, 61})
 VOCAB_SIZE = 64
 
 
 class Letters:
     """What the tiny backbone's tokens stand for: letters, pairs of them, and a few more."""
+
+    vocabulary = BackboneVocabulary(
+        end_ids=frozenset({60, 61}),
+        forbidden=torch.tensor([i in (56, 57, 58, 59, 62, 63) for i in range(VOCAB_SIZE)]),
+    )
 
     def __init__(self) -> None:
         letters = string.ascii_lowercase
@@ -95,11 +99,8 @@ def make_engine(model: Transformer, letters: Letters) -> Iterator[Callable[..., 
         config = model.config
         page_bytes = 16 * 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
         runner = BackboneRunner(forward, cache_bytes=num_pages * page_bytes)
-        forbidden = torch.zeros(VOCAB_SIZE, dtype=torch.bool)
-        forbidden[[56, 57, 58, 59, 62, 63]] = True
-        vocabulary = BackboneVocabulary(end_ids=END_IDS, forbidden=forbidden)
         drafters = (GuessDrafter(), RepetitionDrafter())
-        engines.append(Engine(VerifyingDecoder(runner, vocabulary, letters, drafters)))
+        engines.append(Engine(VerifyingDecoder(runner, letters.vocabulary, letters, drafters)))
         return engines[-1]
 
     yield make

@@ -25,7 +25,7 @@ from model.engine.draft.stream import BackboneFill, Stream
 from model.engine.draft.verify import CHUNK
 from model.engine.engine import Engine
 from model.engine.fill import FilledHoles, SamplingParams, Sequence
-from model.engine.run.backbone_runner import BackboneRunner, NewRows
+from model.engine.run.backbone_runner import BackboneRunner, NewRows, Verdict
 
 TIMEOUT_S = 120
 MakeEngine = Callable[..., Engine]
@@ -98,8 +98,9 @@ def wanted(engine: Engine, tokens: Items[int], prompt_length: int = 40) -> None:
     runner = runner_of(engine)
     run = runner.run
 
-    def dictated(batch: Items[NewRows]) -> list[Tensor]:
-        found = [logits.clone() for logits in run(batch)]
+    def dictated(batch: Items[NewRows]) -> list[Verdict]:
+        verdicts = run(batch)
+        found = [verdict.logits.clone() for verdict in verdicts]
         for new, logits in zip(batch, found, strict=True):
             table = new.stream.table
             assert table is not None
@@ -111,7 +112,7 @@ def wanted(engine: Engine, tokens: Items[int], prompt_length: int = 40) -> None:
                 token = tokens[place] if place < len(tokens) else 60
                 logits[row] = 0.0
                 logits[row, token] = 12.0
-        return found
+        return [Verdict(logits) for logits in found]
 
     runner.run = dictated  # type: ignore[method-assign]
 
@@ -161,7 +162,7 @@ class TestVerifiedTextIsTheBackbonesOwn:
         sizes: list[int] = []
         run = runner_of(engine).run
 
-        def counting(batch: Items[NewRows]) -> list[Tensor]:
+        def counting(batch: Items[NewRows]) -> list[Verdict]:
             sizes.append(len(batch))
             return run(batch)
 
@@ -247,7 +248,7 @@ class TestReading:
         future = engine.submit(long)
         run, reads = runner_of(engine).run, list[int]()
 
-        def cancel_after_one(batch: Items[NewRows]) -> list[Tensor]:
+        def cancel_after_one(batch: Items[NewRows]) -> list[Verdict]:
             if batch[0].stream.fill is long:
                 reads.append(len(batch[0].tokens))
                 future.cancel()
@@ -269,7 +270,7 @@ class TestReading:
         order: list[str] = []
         run = runner_of(engine).run
 
-        def noted(batch: Items[NewRows]) -> list[Tensor]:
+        def noted(batch: Items[NewRows]) -> list[Verdict]:
             order.append("reads" if len(batch[0].tokens) == CHUNK else "verifies")
             return run(batch)
 
@@ -321,7 +322,7 @@ class TestAColdContext:
         order: list[bool] = []
         run = runner_of(engine).run
 
-        def noted(batch: Items[NewRows]) -> list[Tensor]:
+        def noted(batch: Items[NewRows]) -> list[Verdict]:
             order.append(batch[0].stream.fill.can_wait)
             return run(batch)
 
@@ -444,9 +445,9 @@ class TestCandidates:
         logits: list[Tensor] = []
         run = runner_of(engine).run
 
-        def kept(batch: Items[NewRows]) -> list[Tensor]:
+        def kept(batch: Items[NewRows]) -> list[Verdict]:
             found = run(batch)
-            logits.append(found[0][0])
+            logits.append(found[0].logits[0])
             return found
 
         runner_of(engine).run = kept  # type: ignore[method-assign]
@@ -615,7 +616,7 @@ class TestFailures:
         runner = runner_of(engine)
         run = runner.run
 
-        def fail_once(batch: Items[NewRows]) -> list[Tensor]:
+        def fail_once(batch: Items[NewRows]) -> list[Verdict]:
             runner.run = run  # type: ignore[method-assign]
             raise RuntimeError("a broken kernel")
 
@@ -643,12 +644,13 @@ class TestFailures:
         runner = runner_of(engine)
         run = runner.run
 
-        def spoil(batch: Items[NewRows]) -> list[Tensor]:
-            found = [logits.clone() for logits in run(batch)]
+        def spoil(batch: Items[NewRows]) -> list[Verdict]:
+            verdicts = run(batch)
+            found = [verdict.logits.clone() for verdict in verdicts]
             for new, logits in zip(batch, found, strict=True):
                 if new.stream.fill is bad:
                     logits[:] = float("nan")
-            return found
+            return [Verdict(logits) for logits in found]
 
         runner.run = spoil  # type: ignore[method-assign]
         doomed = engine.submit(bad)
@@ -736,7 +738,7 @@ class TestOutOfMemory:
         runner = runner_of(engine)
         run, sizes = runner.run, list[int]()
 
-        def of_three_at_most(batch: Items[NewRows]) -> list[Tensor]:
+        def of_three_at_most(batch: Items[NewRows]) -> list[Verdict]:
             sizes.append(len(batch))
             if len(batch) > 3:
                 raise error
@@ -759,7 +761,7 @@ class TestOutOfMemory:
         runner = runner_of(engine)
         run = runner.run
 
-        def without_the_huge_one(batch: Items[NewRows]) -> list[Tensor]:
+        def without_the_huge_one(batch: Items[NewRows]) -> list[Verdict]:
             if any(new.stream.fill is huge for new in batch):
                 raise CPU_OUT_OF_MEMORY
             return run(batch)

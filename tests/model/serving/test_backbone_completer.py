@@ -9,10 +9,9 @@ from collections.abc import Sequence as Items
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from model.api import Frame, InfillRequest, InvalidRequestError, SupersededError
-from model.engine.run.backbone_runner import NewRows
+from model.engine.run.backbone_runner import NewRows, Verdict
 from model.serving.backbone_completer import BackboneCompleter
 from model.serving.loading import load_completer
 
@@ -34,8 +33,8 @@ def dictate(completer: BackboneCompleter, text: str, *, ends: bool = True) -> No
     tokenizer, runner = completer._tokenizer, completer._decoder.runner
     run = runner.run
 
-    def dictated(batch: Items[NewRows]) -> list[Tensor]:
-        found = [logits.clone() for logits in run(batch)]
+    def dictated(batch: Items[NewRows]) -> list[Verdict]:
+        found = [verdict.logits.clone() for verdict in run(batch)]
         for new, logits in zip(batch, found, strict=True):
             fill = new.stream.fill
             wanted = tokenizer.encode(fill.heal.decode() + text)
@@ -51,7 +50,7 @@ def dictate(completer: BackboneCompleter, text: str, *, ends: bool = True) -> No
                     logits[row, wanted[place]] = 20.0
                 elif ends:
                     logits[row, tokenizer.eos_id] = 20.0
-        return found
+        return [Verdict(logits) for logits in found]
 
     runner.run = dictated  # type: ignore[method-assign]
 
@@ -200,7 +199,7 @@ class TestSeveral:
         runner = completer._decoder.runner
         run = runner.run
 
-        def slowly(batch: Items[NewRows]) -> list[Tensor]:
+        def slowly(batch: Items[NewRows]) -> list[Verdict]:
             time.sleep(0.05)
             return run(batch)
 
