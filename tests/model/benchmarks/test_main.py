@@ -101,4 +101,4 @@ def test_a_wrong_command_line_is_named(
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--parts", "decoding", "--model", str(tmp_path / "none")]) == 1
-    assert "there is no model at" in capsys.readouterr().err
+    assert "is no model" in capsys.readouterr().err
