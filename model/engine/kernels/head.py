@@ -19,7 +19,7 @@ TILE = 64
 """Tokens of a vocabulary tile: 150,000 make 2,400 programs."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _head_tile(
     hidden_ptr,
     weight_ptr,

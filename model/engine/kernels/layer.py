@@ -20,7 +20,7 @@ from model.engine.run.float8 import FLOAT8, LARGEST, SMALLEST
 from model.transformer import KeyValue
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_new"])
 def _split_rotate(
     qkv_ptr,
     bias_ptr,

@@ -10,7 +10,7 @@ behind its stream's end leaves at once, so a recorded graph serves every length.
 The function is `reference.paged_attention`; partial sums are float32 whatever the dtype.
 """
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportUntypedFunctionDecorator=false
 # Triton's functions run on the device: their Python signatures say little of what they take.
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ def _attend(
         tl.store(lse_ptr + row, top, mask=is_row)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_batch", "num_rows", "num_new", "max_pages", "stream_splits", "split_keys",
+    ]
+)  # fmt: skip
 def _attend_split(
     q_ptr,
     keys_ptr,
@@ -150,7 +154,7 @@ def _attend_split(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "num_new", "num_queries"])
 def _combine(
     partial_ptr,
     lse_ptr,

@@ -38,11 +38,13 @@ class Int8Linear(nn.Module):
 
 
 class Float8Linear(nn.Module):
-    """A product with a float8 weight. Raises `ValueError` for sizes that do not divide by 16."""
+    """A product with a float8 weight; inputs and bias keep their dtype."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, rows: Float8Weight | None = None) -> None:
+        """`rows`: the weight, where it is float8 already. Raises `ValueError` for sizes that do not
+        divide by 16."""
         super().__init__()
-        self.rows = Float8Weight.of(linear.weight)
+        self.rows = Float8Weight.of(linear.weight) if rows is None else rows
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:

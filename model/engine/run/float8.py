@@ -46,12 +46,22 @@ class Float8Weight:
     @classmethod
     def of(cls, weight: Tensor) -> Float8Weight:
         """Quantise a weight. Raises `ValueError` for a size that the card cannot multiply."""
+        cls.check_size(weight)
+        return cls(*quantised(weight.detach()))
+
+    @staticmethod
+    def check_size(weight: Tensor) -> None:
+        """Raise `ValueError` for a size that the card cannot multiply."""
         if weight.shape[0] % 16 or weight.shape[1] % 16:
             raise ValueError(
                 f"a weight of {tuple(weight.shape)} cannot be float8: sizes must divide by 16; "
                 "use dtype bfloat16"
             )
-        return cls(*quantised(weight.detach()))
+
+    def split(self, sizes: list[int]) -> list[Float8Weight]:
+        """Views of so many rows each."""
+        parts = zip(self.rows.split(sizes), self.scale.split(sizes), strict=True)
+        return [Float8Weight(rows, scale) for rows, scale in parts]
 
 
 def linear(x: Tensor, weight: Tensor | Float8Weight, quantise: Quantise = quantised) -> Tensor:
