@@ -62,7 +62,7 @@ class Child:
             f"{self.name} ended with status {self._process.returncode}: {last_words}"
         )
 
-    async def until_idle(self, at_most_s: float = 5.0) -> None:
+    async def until_idle(self, at_most_s: float = 30.0) -> None:
         """Wait until it uses no processor time any more, where the system tells."""
         give_up = time.monotonic() + at_most_s
         used = _cpu_ticks(self.pid)
