@@ -32,7 +32,7 @@ DID_PARTIALLY_ACCEPT = "textDocument/didPartiallyAcceptCompletion"
 DID_REJECT = "textDocument/didRejectCompletion"
 
 FRAME = f"{SECTION}/frame"
-"""Notification {token, step, slots}: the canvas of a fill after a denoising step."""
+"""Notification {token, step, slots, accepted, text}: a fill after a step."""
 
 TITLES = {HERE: "Fill here", SELECTION: "Fill selection", HOLES: "Fill every hole in this file"}
 _MOVED_ON = "the document has changed in the meantime"
@@ -101,7 +101,13 @@ def _frame_sender(ls: MezzotintServer, token: object) -> FrameListener | None:
         return None
 
     def send(frame: Frame) -> None:
-        fields = {"token": token, "step": frame.step, "slots": list(frame.slots)}
+        fields = {
+            "token": token,
+            "step": frame.step,
+            "slots": list(frame.slots),
+            "accepted": frame.accepted,
+            "text": frame.text,
+        }
         ls.protocol.notify(FRAME, fields)
 
     return send

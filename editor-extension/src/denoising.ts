@@ -1,8 +1,8 @@
-/** "Show denoising": watch a fill go from noise to text, in a panel of its own. */
+/** "Show denoising": watch a fill being drafted and verified, or denoised, in a panel of its own. */
 import { type Disposable, ViewColumn, type WebviewPanel, window } from "vscode";
 import type { LanguageClient } from "vscode-languageclient/node";
 import { applyEdits, sureness } from "./candidates.ts";
-import { canvasHtml, escapeHtml } from "./canvas.ts";
+import { canvasHtml, captionOf, draftHtml, escapeHtml } from "./canvas.ts";
 import { applyCandidate, fillArguments, requestFill } from "./fill.ts";
 import { type Fill, type Frame, FrameNotification } from "./protocol.ts";
 
@@ -10,7 +10,7 @@ import { type Fill, type Frame, FrameNotification } from "./protocol.ts";
 const FRAME_MS = 140;
 const CONTEXT_LINES = 8;
 
-/** Fill at the cursor, or the selection, and show every denoising step of the first candidate. */
+/** Fill at the cursor, or the selection, and show every step of the first candidate. */
 export async function showDenoising(client: LanguageClient): Promise<void> {
   const editor = window.activeTextEditor;
   if (editor === undefined) {
@@ -56,7 +56,7 @@ class Film {
   private readonly waiting: string[] = [];
   private readonly timer: NodeJS.Timeout;
   private readonly listeners: Disposable[] = [];
-  private previous: Frame["slots"] = [];
+  private previous: Pick<Frame, "slots" | "text"> = { slots: [], text: "" };
 
   constructor(before: string, after: string) {
     this.panel = window.createWebviewPanel(
@@ -75,11 +75,13 @@ class Film {
     });
   }
 
-  add({ step, slots }: Frame): void {
-    const canvas = canvasHtml(slots, this.previous);
-    const open = slots.filter((slot) => slot === null).length;
-    this.previous = slots;
-    this.push({ canvas, caption: `step ${step}: ${open} of ${slots.length} slots open` });
+  add(frame: Frame): void {
+    const canvas =
+      frame.accepted === null
+        ? canvasHtml(frame.slots, this.previous.slots)
+        : draftHtml(frame, this.previous.text);
+    this.previous = frame;
+    this.push({ canvas, caption: captionOf(frame) });
   }
 
   /** Show what came out of it; `insert` is called when the user asks for it. */
@@ -132,6 +134,7 @@ function page(before: string, after: string): string {
   .mask { color: var(--vscode-editorGhostText-foreground, gray); opacity: 0.6; }
   .set { color: var(--vscode-editor-foreground); }
   .new { color: var(--vscode-charts-green); font-weight: bold; }
+  .refused { color: var(--vscode-descriptionForeground); text-decoration: line-through; opacity: 0.6; }
   #canvas { background: var(--vscode-editor-selectionHighlightBackground); }
 </style>
 </head>

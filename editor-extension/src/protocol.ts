@@ -28,12 +28,16 @@ export interface ServerStatus {
 /** Sent by the server whenever its status changes. */
 export const StatusNotification = new NotificationType<ServerStatus>("mezzotint/status");
 
-/** A fill's canvas after one denoising step, for a command that asked for `frames`. */
+/** A fill after one step, for a command that asked for `frames`: its canvas, or a verified draft. */
 export interface Frame {
   readonly token: string;
   readonly step: number;
-  /** Text of each slot; null: still masked; "": the span has ended. */
+  /** Text of each slot of the canvas or the draft; null: still masked; "": the span has ended. */
   readonly slots: readonly (string | null)[];
+  /** Slots, from the left, that the model agreed with; null where nothing verifies. */
+  readonly accepted: number | null;
+  /** What is decided, from the left edge on. */
+  readonly text: string;
 }
 
 export const FrameNotification = new NotificationType<Frame>("mezzotint/frame");

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { applyEdits, labelOf } from "../src/candidates.ts";
-import { canvasHtml } from "../src/canvas.ts";
+import { canvasHtml, captionOf, draftHtml } from "../src/canvas.ts";
 import { fateOf } from "../src/fate.ts";
 import { Snooze } from "../src/snooze.ts";
 import { statusText, statusTooltip } from "../src/status-text.ts";
@@ -46,6 +46,32 @@ test("a frame's new slots stand out, masked ones are blocks, ended ones are gone
 test("a long masked tail is not shown in full", () => {
   const slots = Array<string | null>(64).fill(null);
   assert.equal(canvasHtml(slots, []).match(/mask/g)?.length, 12);
+});
+
+test("of a draft it is shown what was verified, written and refused", () => {
+  const frame = { slots: [" total", "(", "<"], accepted: 2, text: "return total(x" };
+  assert.equal(
+    draftHtml(frame, "return"),
+    '<span class="set">return</span><span class="new"> total(</span><span class="set">x</span>' +
+      '<span class="refused">&lt;</span>',
+  );
+  assert.equal(captionOf({ ...frame, step: 2 }), "step 2: 2 of 3 drafted tokens verified, 1 written");
+});
+
+test("a draft that begins before the cursor is shown from there", () => {
+  const frame = { slots: [" total", "("], accepted: 2, text: "al(x" };
+  assert.equal(draftHtml(frame, ""), '<span class="new">al(</span><span class="set">x</span>');
+});
+
+test("a caption tells of canvases and of steps without a draft", () => {
+  assert.equal(
+    captionOf({ step: 1, slots: ["a", null], accepted: null }),
+    "step 1: 1 of 2 slots open",
+  );
+  assert.equal(
+    captionOf({ step: 3, slots: [], accepted: 0 }),
+    "step 3: nothing drafted, 1 token written",
+  );
 });
 
 const ready = { kind: "normal", busy: false, message: "ready", ms: 41.6, forwards: 3 } as const;
