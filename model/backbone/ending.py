@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import lru_cache
 
 REPEATED_CHARS = 12
@@ -27,6 +28,10 @@ LONG_REPEATED_CHARS = 24
 """So many where the line is indented otherwise than the one that follows, or is a later one."""
 LOOKED_AT = 400
 """Characters behind the hole that are compared."""
+LIKE = 0.8
+"""So much of two lines has to be the same for one to stand in place of the other,"""
+LIKE_START = 3
+"""and so many of their first characters."""
 MAX_LINES = 12
 """Lines behind the hole that a middle may go on with."""
 FENCE = "```"
@@ -67,7 +72,10 @@ class Ending:
     def sure(self, text: str) -> int:
         """How much of `text` will be in the middle, however it goes on."""
         cut = self.cut(text)
-        return min(open_from for _, open_from in self._rules(text)) if cut is None else cut
+        if cut is not None:
+            return cut
+        # Blanks go where the next line is not wanted.
+        return min(len(text.rstrip()), *(open_from for _, open_from in self._rules(text)))
 
     def _rules(self, text: str) -> tuple[Found, ...]:
         return self._dedent(text), self._outside(text), self._repetition(text)
@@ -136,7 +144,7 @@ class Ending:
         """The end of the last line before `line_start` that is not blank, behind its line end
         where what follows begins a line of its own."""
         end = len(text[:line_start].rstrip())
-        return min(end + 1, line_start) if self._begins_line else end
+        return text.find("\n", end, line_start) + 1 if line_start and self._begins_line else end
 
     # ---- repetition ------------------------------------------------------------------------
 
@@ -153,11 +161,13 @@ class Ending:
                 shared = _shared_start(written, index, after.dense, line.at)
                 if not shared or (number and not line_start):
                     continue
+                if number and line_start:
+                    end = self._end_of_likes(text, line_start, number)
                 if self._is_repeated(text, (written, places), index, line_start, number, shared):
                     return end, open_from
                 if index + shared == len(written):
                     open_from = min(open_from, end)
-        return None, open_from
+        return None, min(open_from, self._end_of_doubtful(text))
 
     def _starts(
         self, text: str, written: str, places: list[int]
@@ -199,6 +209,34 @@ class Ending:
             return self._end_before(text, line_start)
         blanks = _following(self.following).blanks
         return at - len(blanks) if text[:at].endswith(blanks) else at
+
+    def _end_of_likes(self, text: str, line_start: int, number: int) -> int:
+        """Where the middle ends if a later line of what follows is repeated from `line_start` on:
+        before what stands there in place of the lines that come before that one."""
+        after = _following(self.following)
+        for line in reversed(after.lines[:number]):
+            end = len(text[:line_start].rstrip())
+            start = text.rfind("\n", 0, end) + 1
+            stands_there = _dense(text[start:end])[0]
+            if not _is_like(stands_there, after.dense[line.at : line.at + line.size]):
+                break
+            line_start = start
+        return self._end_before(text, line_start)
+
+    def _end_of_doubtful(self, text: str) -> int:
+        """What is left of `text` should its last lines turn out to stand in place of the next."""
+        if not self._is_line_wise:
+            return len(text)
+        after, line_start = _following(self.following), text.rfind("\n") + 1
+        unfinished = _dense(text[line_start:])[0][:LIKE_START]
+        ends = [len(text)]
+        for number, line in enumerate(after.lines[:-1]):
+            begins = after.dense[line.at : line.at + line.size][:LIKE_START]
+            if not unfinished:
+                ends.append(self._end_of_likes(text, line_start, number + 1))
+            elif begins.startswith(unfinished):
+                ends.append(self._end_of_likes(text, line_start, number))
+        return min(ends)
 
     def _is_repeated(
         self,
@@ -312,6 +350,13 @@ def _depth(text: str) -> int:
         elif char in _CLOSERS:
             depth -= 1
     return depth
+
+
+def _is_like(one: str, other: str) -> bool:
+    """Whether two lines, without their blanks, are nearly the same."""
+    if one[:LIKE_START] != other[:LIKE_START]:
+        return False
+    return SequenceMatcher(None, one, other, autojunk=False).ratio() >= LIKE
 
 
 def _shared_start(one: str, start: int, other: str, other_start: int) -> int:

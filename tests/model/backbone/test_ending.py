@@ -66,8 +66,12 @@ class TestRepetition:
             ("b = 1\n    return total(a)", "\n    return total(a)\n", "b = 1"),
             ("b = 1\n\n    return total(a)", "\n    return total(a)\n", "b = 1"),
             ("b = 1\n    return total(a)", "\n\n\n    return total(a)\nx", "b = 1"),
-            ("b = 1\n  return total(a, over=b, by=c)\n", "\n    return total(a, over=b, by=c)\n", "b = 1"),
-            ("b = 1\n    for x in  xs :\n        total+=x", f"\n{LOOP}", "b = 1"),  # blanks do not count
+            (
+                "b = 1\n  return total(a, over=b, by=c)\n",
+                "\n    return total(a, over=b, by=c)\n",
+                "b = 1",
+            ),
+            ("b = 1\n    for x in  xs :\n        total+=x", f"\n{LOOP}", "b = 1"),
             ("    return total\n", "\n    return total\n", ""),
             # A line of its own, which the middle ends before.
             (f"    total = 0\n{LOOP}", LOOP, "    total = 0\n"),
@@ -91,6 +95,17 @@ class TestRepetition:
                 "        result.append(n)\n\n    result.append(numbers[-1])\n",
                 "        result.append(delimiter)\n\n    result.append(numbers[-1])\n",
                 "        result.append(n)\n",
+            ),
+            # It writes that line otherwise, which does not make it two.
+            (
+                "    for i in xs:\n        frq[i] += 1\n\n    answer = 1\n    for i in range(9):\n",
+                "        frq[i] += 1;\n\n    answer = 1\n    for i in range(9):\n        x\n",
+                "    for i in xs:\n",
+            ),
+            (
+                "1 + x\n    yield self.first_of_all\n    return self.last_of_all_that_are\n",
+                "\n    yield self.first_of_them\n    return self.last_of_all_that_are\n",
+                "1 + x",
             ),
         ],
     )  # fmt: skip
@@ -172,7 +187,23 @@ class TestOutside:
 
 @given(
     text=st.lists(
-        st.sampled_from(["a", "a a a a", "}", ")", "(", "else:", " ", "\t", "\n", "\n    ", "```"])
+        st.sampled_from(
+            [
+                "a",
+                "a a a a",
+                "}",
+                ")",
+                "(",
+                "else:",
+                " ",
+                "\t",
+                "\n",
+                "\n    ",
+                "```",
+                "\n    " + 30 * "b",
+                "\n    " + 25 * "b" + "cc",
+            ]
+        )
     ).map("".join),
     following=st.sampled_from(
         [
@@ -185,6 +216,7 @@ class TestOutside:
             "    a a a a\n    a a\n",
             "a(\n",
             "\n    )\n    a a a a a a a a a a a a a a a a a a\n",
+            "\n    " + 26 * "b" + "c\n    a\n    " + 30 * "b" + "\n",
         ]
     ),
     before=st.sampled_from(["", "a\n", "a\n    ", "a("]),
