@@ -52,6 +52,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=training.learning_rate)
     parser.add_argument("--windows", type=int, default=training.windows, help="windows a step")
     parser.add_argument("--canvases", type=int, default=shape.canvases, help="canvases a window")
+    parser.add_argument(
+        "--passes", type=int, default=4,
+        help="times that a text is come back to, with other canvases",
+    )  # fmt: skip
     parser.add_argument("--slots", type=int, default=shape.slots, help="slots of most canvases")
     parser.add_argument(
         "--teacher", type=float, default=training.teacher_share, metavar="SHARE",
@@ -163,7 +167,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
         windows=args.windows,
         teacher_share=args.teacher,
     )
-    shape = WindowShape(canvases=args.canvases, slots=args.slots)
+    shape = WindowShape(canvases=args.canvases, slots=args.slots, passes=args.passes)
     dtype = training_dtype(args.dtype, device)
     backbone = load_backbone(args.backbone, device=device, dtype=dtype)
     backbone.model.requires_grad_(False)

@@ -81,7 +81,7 @@ def canvases(
 
 def window_loss(
     model: Denoiser,
-    backbone: TorchForward,
+    encoded: Encoded,
     window: Window,
     draft_index: Tensor,
     generator: torch.Generator,
@@ -89,7 +89,6 @@ def window_loss(
     teacher_share: float = TEACHER_SHARE,
 ) -> LossTerms:
     """The loss of a window. `draft_index` (W,): a token's place in the draft vocabulary, or -1."""
-    encoded = encode(backbone, window)
     rows = window.sources.clamp(min=0)
     teacher_ids, teacher_probs = teacher(model, encoded.hidden, window)
     # What stands behind a hole's end is what the backbone would go on with.

@@ -15,7 +15,7 @@ from model.training import distributed
 
 DECAY_SHARE = 0.3
 """Of a run's minutes."""
-WARMUP_STEPS = 60
+WARMUP_STEPS = 30
 VECTOR_RATE = 3.0
 """Rate of norms, biases and embeddings as a share of the matrices'."""
 

@@ -33,17 +33,19 @@ from model.denoiser import Denoiser, save_denoiser
 from model.engine.run.torch_forward import TorchForward
 from model.training import distributed, feed
 from model.training.corpus import Document
-from model.training.loss import TEACHER_SHARE, LossTerms, window_loss
+from model.training.loss import TEACHER_SHARE, Encoded, LossTerms, encode, window_loss
 from model.training.optimizer import MasterOptimizer, rate_factor
 from model.training.progress import HeldOutScores, held_out_scores, prepare
-from model.training.windows import Window, WindowSampler
+from model.training.windows import TEXTS_AT_ONCE, Window, WindowSampler
 
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 30.0
 SAVE_SECONDS = 300.0
-HELD_OUT_WINDOWS = 20
-DRAFT_SAMPLE_CHARS = 20_000_000
+SCORE_SECONDS = 900.0
+"""Scoring costs as much as a few steps."""
+HELD_OUT_WINDOWS = 12
+DRAFT_SAMPLE_CHARS = 8_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class Trainer:
         windows = (held_out.window(i).to(device) for i in mine)
         self.held_out = [prepare(self.forward, window) for window in windows]
         self.step, self.seconds, self.best = 0, 0.0, -1.0
+        self._kept: dict[int, Encoded] = {}
         self.asked_to_stop = False  # a signal has come to this process
         self.stopping = False  # all processes have agreed to stop
 
@@ -124,7 +127,7 @@ class Trainer:
         Raises `FloatingPointError` when the loss is no longer finite.
         """
         self.asked_to_stop = self.stopping = False
-        reported_at = saved_at = self.seconds
+        reported_at = saved_at = scored_at = self.seconds
         losses: list[StepFigures] = []
         bar = tqdm(
             total=60 * self.config.minutes,
@@ -145,8 +148,10 @@ class Trainer:
                     self._report(losses, self.seconds - reported_at, bar)
                     reported_at, losses = self.seconds, []
                 if self.seconds - saved_at >= SAVE_SECONDS:
-                    self.save()
+                    is_due = self.seconds - scored_at >= SCORE_SECONDS
+                    self.save(scoring=is_due)
                     saved_at = self.seconds
+                    scored_at = self.seconds if is_due else scored_at
         self.save()
         return self.best
 
@@ -181,7 +186,7 @@ class Trainer:
         for _ in range(self.config.windows):
             window = next(windows).to(self.device)
             terms = window_loss(
-                self.model, self.forward, window, self.draft_index, noise,
+                self.model, self._encoded(window), window, self.draft_index, noise,
                 teacher_share=self.config.teacher_share,
             )  # fmt: skip
             (terms.total / self.config.windows).backward()
@@ -195,6 +200,14 @@ class Trainer:
             ) from error
         self.step += 1
         return StepFigures.mean(steps)
+
+    def _encoded(self, window: Window) -> Encoded:
+        """What the backbone says of the window's text; kept as long as it may come again."""
+        if window.text not in self._kept:
+            if len(self._kept) >= TEXTS_AT_ONCE:
+                del self._kept[next(iter(self._kept))]
+            self._kept[window.text] = encode(self.forward, window)
+        return self._kept[window.text]
 
     def _report(self, steps: list[StepFigures], seconds: float, bar: tqdm) -> None:
         mean = StepFigures.mean(steps)
@@ -213,39 +226,44 @@ class Trainer:
         """The model's scores on fixed held-out windows."""
         return held_out_scores(self.model, self.held_out)
 
-    def save(self) -> None:
-        """Write `state.pt`; write `checkpoint/` too if this model is the best so far.
+    def save(self, *, scoring: bool = True) -> None:
+        """Write `state.pt`; with `scoring`, score the model, and write `checkpoint/` too if it is
+        the best so far.
 
         Raises `OSError` when they cannot be written; what was saved before is then intact.
         """
-        scores = self.score()
-        is_best = scores.tokens_per_forward > self.best
-        self.best = max(self.best, scores.tokens_per_forward)
+        scores = self.score() if scoring else None
+        is_best = scores is not None and scores.tokens_per_forward > self.best
+        if scores is not None:
+            self.best = max(self.best, scores.tokens_per_forward)
         if distributed.rank() > 0:
             return
         try:
-            self._write(scores, is_best)
+            if scores is not None:
+                self._keep(scores, is_best=is_best)
+            self._write_state()
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise OSError(
                 f"{self.directory} could not be written to ({error}); what was saved before is "
                 "intact. Free some disk and run the command again"
             ) from error
 
-    def _write(self, scores: HeldOutScores, is_best: bool) -> None:
+    def _keep(self, scores: HeldOutScores, *, is_best: bool) -> None:
         figures = _rounded(asdict(scores))
         self._log(held_out=figures)
         logger.info("step %d: %s", self.step, json.dumps(figures))
-        if is_best:
-            facts = {
-                "steps": self.step, "minutes": round(self.seconds / 60, 1), "held_out": figures
-            }  # fmt: skip
-            save_denoiser(
-                self.directory / "checkpoint",
-                self.model,
-                self.backbone,
-                weights=self.optimizer.masters,
-                training=facts,
-            )
+        if not is_best:
+            return
+        minutes = round(self.seconds / 60, 1)
+        save_denoiser(
+            self.directory / "checkpoint",
+            self.model,
+            self.backbone,
+            weights=self.optimizer.masters,
+            training={"steps": self.step, "minutes": minutes, "held_out": figures},
+        )
+
+    def _write_state(self) -> None:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "draft_ids": self.model.draft_ids.cpu(),

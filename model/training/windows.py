@@ -41,6 +41,10 @@ NEAR_END_SHARE = 0.4
 MASKED_SHARE = 0.7
 """Canvases that show nothing but their first slot, as a draft begins."""
 MOST_KNOWN = 0.8
+TEXTS_AT_ONCE = 8
+"""Texts between which a step's canvases change where there are several passes."""
+FAR_SHARES = (1.0, 1.0, 0.5, 0.125, 0.0)
+"""Of the budget of far text: a file may begin, and a cursor just have come there."""
 NO_SOURCE = -1
 """Source of a slot that lies behind the hole: no token of the backbone predicts it."""
 
@@ -78,9 +82,19 @@ class WindowShape:
     """Of some windows' canvases, of which there are half as many."""
     wide_share: float = 0.15
     plain_share: float = 0.15
+    passes: int = 1
+    """Times that a text is come back to, each time with other canvases: what the backbone says of
+    it, the dearest part of a step, is then asked once."""
 
     def __post_init__(self) -> None:
-        for name in ("far_tokens", "suffix_tokens", "plain_tokens", "branches", "canvases"):
+        for name in (
+            "far_tokens",
+            "suffix_tokens",
+            "plain_tokens",
+            "branches",
+            "canvases",
+            "passes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.slots < 2 or self.wide_slots < 2:
@@ -91,6 +105,8 @@ class WindowShape:
 class Window:
     """Tensors of one window."""
 
+    text: int
+    """Number of the text: windows of one number have the same tokens, in the same branches."""
     ids: Tensor
     """(N,)"""
     positions: Tensor
@@ -120,7 +136,8 @@ class Window:
 
     def to(self, device: torch.device | str) -> Window:
         """The window on another device."""
-        return Window(*(getattr(self, name).to(device) for name in self.__slots__))
+        tensors = (getattr(self, name).to(device) for name in self.__slots__[1:])
+        return Window(self.text, *tensors)
 
     def visible(self) -> Tensor:
         """(1, N, N) bool: each token sees the far text and its own branch, up to itself."""
@@ -150,12 +167,15 @@ class WindowSampler:
 
     def window(self, number: int) -> Window:
         """Window number `number`."""
-        rng = random.Random(f"{self.seed}/{number}")
+        # Texts come in groups, a group as many times as there are passes.
+        group, within = divmod(number, TEXTS_AT_ONCE * self.shape.passes)
+        text = group * TEXTS_AT_ONCE + within % TEXTS_AT_ONCE
+        rng = random.Random(f"{self.seed}/{text}")
         while True:
             document = self.documents[int(np.searchsorted(self._cumulative, rng.random()))]
             branches = self._branches(document, rng)
             if branches is not None:
-                return self._tensors(*branches, rng)
+                return self._tensors(text, *branches, random.Random(f"{self.seed}/{number}/canvas"))
 
     # ---- text ------------------------------------------------------------------------------
 
@@ -174,8 +194,9 @@ class WindowSampler:
         ends = _hole_ends(document, border, shape.branches, rng)
         if not ends:
             return None
-        before = text[max(0, border - CHARS_PER_TOKEN * shape.far_tokens) : border]
-        far = encode(before)[-shape.far_tokens :] if rng.random() < 0.9 else []
+        num_far = round(shape.far_tokens * rng.choice(FAR_SHARES))
+        before = text[max(0, border - CHARS_PER_TOKEN * num_far) : border]
+        far = encode(before)[-num_far:] if num_far else []
         tok, branches = self.tokenizer, list[tuple[list[int], list[int]]]()
         for end in ends:
             budget = shape.suffix_tokens if rng.random() < 0.8 else rng.randint(8, 128)
@@ -189,7 +210,11 @@ class WindowSampler:
     # ---- tokens ----------------------------------------------------------------------------
 
     def _tensors(
-        self, far: list[int], branches: list[tuple[list[int], list[int]]], rng: random.Random
+        self,
+        text: int,
+        far: list[int],
+        branches: list[tuple[list[int], list[int]]],
+        rng: random.Random,
     ) -> Window:
         shape, eom = self.shape, self.tokenizer.eos_id
         size, canvases = shape.slots, shape.canvases
@@ -215,7 +240,7 @@ class WindowSampler:
             seen.append([*range(len(far)), *range(first - len(marks), len(ids))])
             has_end = bool(marks)
             lowest = -1 if first else 0  # a canvas may stand right behind the marks
-            count = canvases // len(branches)
+            count = max(1, canvases // len(branches))
             for at in self._anchors(len(body), lowest, size, has_end, count, rng):
                 targets = [*body[at + 1 : at + 1 + size]]
                 num_true = len(targets)
@@ -230,6 +255,7 @@ class WindowSampler:
         longest = max(map(len, seen))
         columns = list(zip(*rows, strict=True))
         return Window(
+            text=text,
             ids=torch.tensor(ids),
             positions=torch.tensor(positions),
             branch=torch.tensor(branch),

@@ -145,7 +145,8 @@ def test_a_new_denoiser_begins_as_the_backbones_last_layers(backbone: Backbone):
 def test_taps_are_layers_that_there_are(layers: int, own: int):
     taps = spread_taps(layers, own)
     assert taps == sorted(set(taps))
-    assert 0 <= taps[0] and taps[-1] == layers - 1
+    assert taps[0] >= 0
+    assert taps[-1] == layers - 1
     assert max(layers - own - 1, 0) in taps
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import load_checkpoint
+from model.backbone.checkpoint import Backbone
+from model.denoiser import load_denoiser
 from model.training import distributed
 from model.training.optimizer import MasterOptimizer
 
@@ -23,7 +24,7 @@ MEMBER = Path(__file__).with_name("group_member.py")
 ROOT = MEMBER.parents[3]
 CPU = torch.device("cpu")
 TINY = [
-    *("--windows", "1", "--hidden-size", "64", "--layers", "1", "--vocab-size", "300"),
+    *("--windows", "1", "--layers", "1", "--canvases", "4", "--draft-vocabulary", "60"),
     *("--device", "cpu", "--dtype", "float32", "--json"),
 ]
 
@@ -98,26 +99,27 @@ def load_member():
 
 @pytest.mark.slow
 def test_two_processes_train_one_model_and_only_one_of_them_speaks(
-    folder: Path, tmp_path: Path
+    folder: Path, tiny_backbone_folder: Path, backbone: Backbone, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    out = finish(
-        torchrun(["-m", "model.training", folder, "--out", run, "--minutes", "0.01", *TINY])
-    )
+    arguments = ["-m", "model.training", folder, "--backbone", tiny_backbone_folder]
+    out = finish(torchrun([*arguments, "--out", run, "--minutes", "0.01", *TINY]))
     (line,) = out.splitlines()
     figures = json.loads(line)
     assert figures["minutes"] >= 0.01
     assert [row["step"] for row in log_of(run)] == [figures["steps"]]
-    assert load_checkpoint(run / "checkpoint")[0].config.hidden_size == 64
+    assert load_denoiser(run / "checkpoint", backbone).config.num_layers == 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # two groups, one after the other
 def test_a_signal_to_one_process_stops_both_after_the_same_step_and_the_run_resumes(
-    folder: Path, tmp_path: Path
+    folder: Path, tiny_backbone_folder: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    arguments = [MEMBER, "train", tmp_path, folder, "--out", run, *TINY]
+    arguments = [
+        MEMBER, "train", tmp_path, folder, "--backbone", tiny_backbone_folder, "--out", run, *TINY
+    ]  # fmt: skip
     group = torchrun([*arguments, "--minutes", "60"])
     pid_file = tmp_path / "rank-1.pid"
     deadline = time.monotonic() + 90
