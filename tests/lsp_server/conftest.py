@@ -50,6 +50,8 @@ class Session(LanguageClient):
         self.feature("mezzotint/status")(lambda status: self.statuses.append(status))
         self.answers: list[Any] = []
         self.feature("mezzotint/answer")(lambda answer: self.answers.append(answer))
+        self.frames: list[Any] = []
+        self.feature("mezzotint/frame")(lambda frame: self.frames.append(frame))
         self.edits: list[types.ApplyWorkspaceEditParams] = []
         self.apply = True
         self.feature(types.WORKSPACE_APPLY_EDIT)(lambda params: self._apply(params))

@@ -18,7 +18,15 @@ from lsp_server import model_download
 from lsp_server.engine_process import EngineState
 from lsp_server.launch import run_stdio
 from lsp_server.settings import Settings
-from model.api import Candidate, Completer, EngineUnavailableError, InfillRequest, InfillResult
+from model.api import (
+    Candidate,
+    Completer,
+    EngineUnavailableError,
+    Frame,
+    FrameListener,
+    InfillRequest,
+    InfillResult,
+)
 
 
 class FakeCompleter:
@@ -32,13 +40,18 @@ class FakeCompleter:
         self.requests: list[InfillRequest] = []
         self.cancelled = 0
 
-    async def complete(self, request: InfillRequest, *, on_frame: object = None) -> InfillResult:
+    async def complete(
+        self, request: InfillRequest, *, on_frame: FrameListener | None = None
+    ) -> InfillResult:
         self.requests.append(request)
         self.record(
             "request",
             prefix=request.prefix,
             suffix=request.suffix,
             between=list(request.between),
+            max_lines=request.max_lines,
+            min_indent=request.min_indent,
+            draft=request.draft,
         )
         try:
             await asyncio.sleep(self.delay_s)
@@ -48,12 +61,17 @@ class FakeCompleter:
             raise
         if self.fault is not None:
             raise self.fault
+        if on_frame is not None:
+            for text in self.texts[:1]:  # drafted but for the last character
+                on_frame(Frame(step=1, slots=(text[:-1], "~"), accepted=1, text=text))
         candidates = tuple(
             Candidate(texts=(text,) * (len(request.between) + 1), confidence=0.9 - index / 10)
             for index, text in enumerate(self.texts)
             if text.startswith(request.typed)
         )
-        return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
+        return InfillResult(
+            candidates=candidates, forwards=1, tokens=1, encoded_tokens=1, ms=1.0, verified=True
+        )
 
     async def close(self) -> None:
         self.record("closed")

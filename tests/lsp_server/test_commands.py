@@ -88,6 +88,20 @@ async def test_a_client_that_chooses_is_given_the_candidates_and_no_edit(
     assert (first.confidence, first.newSyntaxErrors, result.applied) == (0.9, 0, False)
 
 
+async def test_a_client_that_asks_for_it_sees_what_was_drafted_and_verified(
+    start_session: StartSession,
+):
+    session = await start_session("--text", "2")
+    uri = session.open("y = \n")
+    at = {"uri": uri, "position": position(0, 4), "apply": False}
+    await session.run(HERE, at)
+    await session.run(HERE, at | {"frames": "film"})
+    await session.until(lambda: session.frames)
+    (frame,) = session.frames
+    assert (frame.token, frame.step, frame.text) == ("film", 1, "2")
+    assert (list(frame.slots), frame.accepted) == (["", "~"], 1)
+
+
 async def test_a_selection_is_replaced(start_session: StartSession):
     session = await start_session("--text", "new()", versioned=False)
     uri = session.open("x = '😀'\nold(1)\n")
