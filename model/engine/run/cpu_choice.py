@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from model.engine.run.forward import Forward
-from model.engine.run.huge_pages import use_huge_pages
+from model.engine.run.huge_pages import give_back_memory, use_huge_pages
 from model.engine.run.packed_weights import (
     FORMAT,
     PackedWeights,
@@ -42,7 +43,10 @@ KEPT = 768
 RUNS = 3
 """Timed runs; the shortest counts."""
 BUDGET_S = 3.0
-"""No further way is tried once the trials after the first have taken so long."""
+"""Fewer threads are not tried once the other trials have taken so long."""
+CLEARLY = 1.15
+"""By how much another way must be faster than one before it: other programs disturb so short a
+measurement by nearly as much."""
 MAX_THREADS = 16
 """More threads than that share a layer's products only wait on each other."""
 AGREEMENT = 0.97
@@ -81,23 +85,23 @@ def cpu_forward(
     in float32; it is called only where they are not packed yet, and where OpenVINO does not run:
     then torch does, and `problems` says why. Raises what `load` raises.
     """
-    loaded: list[Transformer] = []
+    expected: list[Tensor] = []
 
-    def load_once() -> Transformer:
-        if not loaded:
-            loaded.append(load())
-        return loaded[0]
+    def load_and_try() -> Transformer:
+        model = load()
+        expected.append(_sample(TorchForward(model)))
+        return model
 
     wanted: dict[str, Any] = {"tapped_layers": tapped_layers, "num_kv_layers": num_kv_layers}
     try:
         folder = packed_folder(path, digest)
-        weights = open_packed(folder, digest, load_once, progress)
+        weights = open_packed(folder, digest, load_and_try, progress)
         forward = _by_openvino(weights, folder, digest, wanted)
-        if loaded and not _agree(forward, TorchForward(loaded[0])):
+        if expected and not _agree(_sample(forward), expected[0]):
             raise RuntimeError("it computes something else than torch")
     except Exception as error:  # a runtime, of any release, must not be in the way
         why = " ".join(str(error).split())
-        plain = TorchForward(load_once(), **wanted)
+        plain = TorchForward(load(), **wanted)
         plain.problems.append(f"OpenVINO does not run this model here, so torch does: {why}")
         return plain
     return forward
@@ -142,9 +146,14 @@ def _by_openvino(
 
     most = min(torch.get_num_threads(), MAX_THREADS)
     forward, choice = fastest(make, list(ways), most)
+    give_back_memory()
     write_choice(folder / FILE, choice, stamp)
     forward.costs = choice.costs
     return forward
+
+
+Measure = Callable[[Sequence[Any]], list[tuple[dict[int, float], float]]]
+"""Of several forwards, the milliseconds by rows, and those of a chunk of a prompt."""
 
 
 def fastest(
@@ -152,76 +161,82 @@ def fastest(
     ways: Sequence[str],
     threads: int,
     *,
-    measure: Callable[[Any], tuple[dict[int, float], float]] | None = None,
+    measure: Measure | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Any, Choice]:
-    """The fastest of several ways on so many threads, and then on half as many. Of what was tried
-    only the fastest is kept."""
-    measure = measured if measure is None else measure
-    tried = [(way, threads) for way in ways]
-    forward = make(*tried[0])
-    best = Choice(*tried[0], *measure(forward))
-    end = clock() + BUDGET_S
-    for way, count in tried[1:]:
-        forward, best = _faster(forward, best, make(way, count), way, count, measure)
-    if threads > 1 and clock() < end:
-        way, count = best.arithmetic, threads // 2
-        forward, best = _faster(forward, best, make(way, count), way, count, measure)
-    return forward, best
+    """The fastest of several ways on so many threads, and then on half as many. The first one stays
+    unless another is clearly faster. Of what was tried only the fastest is kept."""
+    measure = measure or measured
+    start = clock()
+    forward, choice = _faster([(way, threads) for way in ways], make, measure)
+    if threads > 1 and clock() - start < BUDGET_S:
+        tried = [(choice.arithmetic, threads), (choice.arithmetic, threads // 2)]
+        made = {tried[0]: forward}
+        return _faster(tried, lambda *way: made.get(way) or make(*way), measure)
+    return forward, choice
 
 
 def _faster(
-    forward: Any,
-    best: Choice,
-    other: Any,
-    way: str,
-    threads: int,
-    measure: Callable[[Any], tuple[dict[int, float], float]],
+    tried: Sequence[tuple[str, int]], make: Callable[[str, int], Any], measure: Measure
 ) -> tuple[Any, Choice]:
-    choice = Choice(way, threads, *measure(other))
-    return (other, choice) if choice.score < best.score else (forward, best)
+    forwards = [make(*each) for each in tried]
+    found = [Choice(*t, *ms) for t, ms in zip(tried, measure(forwards), strict=True)]
+    best = 0
+    for index, choice in enumerate(found):
+        if choice.score * CLEARLY < found[best].score:
+            best = index
+    return forwards[best], found[best]
 
 
 @torch.inference_mode()
-def measured(forward: Forward) -> tuple[dict[int, float], float]:
-    """Milliseconds by rows, and of a chunk of a prompt."""
-    config = forward.config
-    kept = max(1, min(KEPT, config.max_positions - CHUNK))
-    draw = torch.Generator().manual_seed(0)
-    size = (forward.num_kv_layers, 2, 1, config.num_kv_heads, kept, config.head_dim)
-    past = torch.randn(size, generator=draw).to(forward.kv_dtype)
+def measured(forwards: Sequence[Forward]) -> list[tuple[dict[int, float], float]]:
+    """See `Measure`. They take turns, so that what else the machine does disturbs all alike."""
+    runs = [(rows, True) for rows in ROWS] + [(CHUNK, False)]
+    sample = [_Sample(forward) for forward in forwards]
+    shortest = [dict.fromkeys(runs, float("inf")) for _ in forwards]
+    for turn in range(1 + RUNS):
+        for run in runs:
+            for each, ms in zip(sample, shortest, strict=True):
+                start = time.perf_counter()
+                each.run(*run)
+                if turn:  # the first run makes what only a first run makes
+                    taken = (time.perf_counter() - start) * 1e3
+                    ms[run] = min(ms[run], round(taken, 2))
+    return [({rows: ms[rows, True] for rows in ROWS}, ms[CHUNK, False]) for ms in shortest]
 
-    def run(num: int, has_logits: bool) -> None:
-        ids = torch.randint(config.vocab_size, (1, num), generator=draw)
+
+class _Sample:
+    """Rows to run, and what is kept before them."""
+
+    def __init__(self, forward: Forward) -> None:
+        config = forward.config
+        self._forward, self._kept = forward, max(1, min(KEPT, config.max_positions - CHUNK))
+        size = (forward.num_kv_layers, 2, 1, config.num_kv_heads, self._kept, config.head_dim)
+        draw = torch.Generator().manual_seed(0)
+        self._past = torch.randn(size, generator=draw).to(forward.kv_dtype)
+
+    def run(self, num: int, has_logits: bool) -> None:
+        kept, config = self._kept, self._forward.config
+        ids = (torch.arange(num)[None] * 97) % config.vocab_size
         positions = (torch.arange(kept, kept + num) % config.max_positions)[None]
         visible = torch.ones(1, num, kept + num, dtype=torch.bool).tril(kept)
-        rows = forward.rows(ids, positions, past, visible)
+        rows = self._forward.rows(ids, positions, self._past, visible)
         if has_logits:
-            forward.logits(rows.hidden[0])
-
-    costs = {num: _shortest_ms(lambda num=num: run(num, True)) for num in ROWS}
-    return costs, _shortest_ms(lambda: run(CHUNK, False))
-
-
-def _shortest_ms(run: Callable[[], None]) -> float:
-    run()  # makes what only a first run makes
-    shortest = float("inf")
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        run()
-        shortest = min(shortest, time.perf_counter() - start)
-    return round(shortest * 1e3, 2)
+            self._forward.logits(rows.hidden[0])
 
 
 @torch.inference_mode()
-def _agree(forward: Forward, plain: Forward) -> bool:
-    """Whether both have the same hidden states of a few tokens, but for rounding."""
+def _sample(forward: Forward) -> Tensor:
+    """Hidden states of a few tokens (N, E)."""
     num = min(8, forward.config.max_positions)
     ids = (torch.arange(num)[None] * 97 + 11) % forward.config.vocab_size
-    positions, visible = torch.arange(num)[None], torch.ones(1, num, num, dtype=torch.bool).tril()
-    hidden = [each.rows(ids, positions, None, visible).hidden for each in (forward, plain)]
-    worst = F.cosine_similarity(hidden[0].float(), hidden[1].float(), dim=-1).min()
-    return worst.item() > AGREEMENT
+    visible = torch.ones(1, num, num, dtype=torch.bool).tril()
+    return forward.rows(ids, torch.arange(num)[None], None, visible).hidden[0].float()
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether hidden states are the same but for rounding."""
+    return F.cosine_similarity(one, other, dim=-1).min().item() > AGREEMENT
 
 
 def read_choice(path: Path, stamp: dict[str, Any]) -> Choice | None:

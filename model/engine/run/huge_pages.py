@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 _SIZE = 2 << 20
@@ -38,6 +39,13 @@ def use_huge_pages() -> int:
                 advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
             total += last - first
     return total
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed; the C library of Linux keeps it for later otherwise."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _filled_mappings() -> Iterator[tuple[int, int]]:

@@ -36,6 +36,8 @@ Progress = Callable[[float], None]
 
 _SAME = 0.9
 """Cosine from which the head's rows serve as the embedding too; see `model.backbone.gguf_model`."""
+_ROWS_AT_ONCE = 512
+"""Of a matrix: so few stay in a core's cache from the first operation to the last."""
 _KINDS = {"I8": np.int8, "F32": np.float32}
 
 
@@ -136,12 +138,10 @@ def pack(
     tensors = dict[str, Array]()
     parts = _parts(model)
     for done, (name, weights) in enumerate(parts.items()):
-        joined = torch.cat([weight.detach().float() for weight in weights])
-        if joined.dim() == 1 or keeps_float:
-            tensors[name] = joined.contiguous().numpy()
+        if weights[0].dim() == 1 or keeps_float:
+            tensors[name] = torch.cat(weights).detach().float().contiguous().numpy()
         else:
-            rows, scale = _int8(joined)
-            tensors[name], tensors[scale_of(name)] = rows.numpy(), scale.numpy()
+            tensors[name], tensors[scale_of(name)] = _int8(weights)
         progress((done + 1) / (len(parts) + 1))
     stamp = {"format": FORMAT, "digest": digest, "config": json.dumps(asdict(model.config))}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -164,10 +164,17 @@ def packed_folder(weights: Path, digest: str) -> Path:
     return user_cache_path("mezzotint") / "packed" / digest
 
 
-def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of -127 to 127, and what each is to be multiplied by, (O, 1)."""
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-    return (weight / scale).round().to(torch.int8), scale
+def _int8(weights: list[Tensor]) -> tuple[Array, Array]:
+    """Rows of -127 to 127 of matrices below each other, and what each is to be multiplied by,
+    (O, 1)."""
+    rows, scales = list[Tensor](), list[Tensor]()
+    for weight in weights:
+        for piece in weight.detach().split(_ROWS_AT_ONCE):
+            exact = piece.float()
+            scale = exact.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+            rows.append((exact / scale).round_().to(torch.int8))
+            scales.append(scale)
+    return torch.cat(rows).numpy(), torch.cat(scales).numpy()
 
 
 def _parts(model: Transformer) -> dict[str, list[Tensor]]:

@@ -13,6 +13,7 @@ from backbones import causal, positions, some_ids, tiny
 from model.engine.run import cpu_choice
 from model.engine.run.cpu_choice import (
     BUDGET_S,
+    CLEARLY,
     FILE,
     ROWS,
     Choice,
@@ -25,28 +26,30 @@ from model.engine.run.openvino_forward import OpenVinoForward
 from model.engine.run.torch_forward import TorchForward
 from model.transformer import Transformer
 
+Way = tuple[str, int]
+
 
 class Machine:
     """Ways that take so many milliseconds a row, by threads; making one takes a while."""
 
-    def __init__(self, ms: dict[tuple[str, int], float], making_s: float = 0.5) -> None:
+    def __init__(self, ms: dict[Way, float], making_s: float = 0.5) -> None:
         self.ms, self.making_s = ms, making_s
-        self.now, self.tried = 0.0, list[tuple[str, int]]()
+        self.now, self.tried = 0.0, list[Way]()
 
-    def make(self, way: str, threads: int) -> tuple[str, int]:
+    def make(self, way: str, threads: int) -> Way:
         self.now += self.making_s
         self.tried.append((way, threads))
         return way, threads
 
-    def measure(self, forward: tuple[str, int]) -> tuple[dict[int, float], float]:
-        return {rows: self.ms[forward] * rows for rows in ROWS}, self.ms[forward]
+    def measure(self, forwards: Sequence[Way]) -> list[tuple[dict[int, float], float]]:
+        return [({rows: self.ms[way] * rows for rows in ROWS}, self.ms[way]) for way in forwards]
 
-    def chosen(self, ways: Sequence[str], threads: int) -> tuple[str, int]:
+    def chosen(self, ways: Sequence[str], threads: int) -> Way:
         forward, choice = fastest(
             self.make, ways, threads, measure=self.measure, clock=lambda: self.now
         )
         assert forward == (choice.arithmetic, choice.threads)
-        assert choice.costs == self.measure(forward)[0]
+        assert choice.costs == self.measure([forward])[0][0]
         return forward
 
 
@@ -58,6 +61,11 @@ class TestTrials:
         assert machine.tried == [("a", 4), ("b", 4), ("b", 2)]
         assert Machine({**ms, ("b", 2): 1.0}).chosen(["a", "b"], 4) == ("b", 2)
         assert Machine({**ms, ("a", 4): 1.0, ("a", 2): 2.0}).chosen(["a", "b"], 4) == ("a", 4)
+
+    def test_another_way_has_to_be_clearly_faster(self) -> None:
+        for ms, taken in ((CLEARLY * 0.99, "a"), (CLEARLY * 1.01, "b")):
+            machine = Machine({("a", 1): ms, ("b", 1): 1.0})
+            assert machine.chosen(["a", "b"], 1) == (taken, 1)
 
     def test_fewer_threads_are_not_tried_when_the_time_is_up(self) -> None:
         machine = Machine({("a", 4): 3.0, ("b", 4): 2.0}, making_s=BUDGET_S)
