@@ -159,9 +159,9 @@ open_packed(Path(sys.argv[1]), "digest", load)
 
 def test_two_processes_at_once_make_it_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _TWO, str(tmp_path), str(Path(__file__).parent)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0]
+    assert [process.returncode for process in running] == [0, 0]
     assert "".join(said) == "made\n"
     PackedWeights(tmp_path / FILE, "digest")
 
