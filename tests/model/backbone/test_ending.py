@@ -98,7 +98,7 @@ class TestRepetition:
             ),
             # It writes that line otherwise, which does not make it two.
             (
-                "    for i in xs:\n        frq[i] += 1\n\n    answers = 1\n    for i in range(9):\n",
+                "    for i in xs:\n        frq[i] += 1\n\n    answers = 1\n    for i in range(9):",
                 "        frq[i] += 1;\n\n    answers = 1\n    for i in range(9):\n        x\n",
                 "    for i in xs:\n",
             ),
