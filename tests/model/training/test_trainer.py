@@ -90,13 +90,13 @@ def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     assert all(a[name].equal(b[name]) for name in a)
 
 
-def test_training_raises_the_tokens_of_a_verify_forward(make_trainer: Callable[..., Trainer]):
+def test_training_lowers_the_loss_and_finds_ends(make_trainer: Callable[..., Trainer]):
     trainer = make_trainer()
     before = trainer.score()
-    steps = take_steps(trainer, 80)
+    steps = take_steps(trainer, 60)
     after = trainer.score()
-    assert after.tokens_per_forward > before.tokens_per_forward
-    assert sum(s.draft for s in steps[-5:]) < sum(s.draft for s in steps[:5])
+    assert sum(s.draft for s in steps[-10:]) < 0.9 * sum(s.draft for s in steps[:10])
+    assert after.end.f1 > before.end.f1
 
 
 def test_an_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_one(

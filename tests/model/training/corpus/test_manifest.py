@@ -11,6 +11,7 @@ MANIFEST = {
     "format": 2,
     "packed": "2026-01-02",
     "held_out_files": 3,
+    "held_out_sources": ["flask"],
     "files": 1234,
     "chars": 5_600_000,
     "tokens": 1_700_000,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.tokenizer import CodeTokenizer
+from model.backbone.checkpoint import Backbone
 from model.training.corpus import is_packed, packing, read_shard
 from model.training.corpus.__main__ import main
 from model.training.corpus.filters import MAX_FILE_BYTES
@@ -31,6 +31,25 @@ def packed(folder: Path, out: Path, *benchmarks: Path, **options: Any) -> dict[s
 
 def texts(out: Path, pattern: str = "*.jsonl.gz") -> set[str]:
     return {d.text for shard in out.glob(pattern) for d in read_shard(shard)}
+
+
+def test_named_sources_are_held_out_whole(
+    tmp_path: Path, write: Write, source_code: SourceCode
+) -> None:
+    folders = [
+        write(tmp_path / name, {f"{i}.py": source_code(10 * n + i) for i in range(3)})
+        for n, name in enumerate(("first", "second"))
+    ]
+    manifest = pack(
+        [find_source(folder) for folder in folders],
+        tmp_path / "out",
+        any_licence=True,
+        held_out=["second"],
+    )
+    assert (manifest["files"], manifest["held_out_files"]) == (3, 3)
+    assert manifest["held_out_sources"] == ["second"]
+    held = read_shard(tmp_path / "out" / "heldout.jsonl.gz")
+    assert {document.source for document in held} == {"second"}
 
 
 class TestWhatIsPacked:
@@ -224,7 +243,7 @@ class TestTheManifest:
         assert set(chars) == {"python", "rust"}
         assert (manifest["format"], manifest["files"]) == (2, len(train))
         assert manifest["chars"] == sum(chars.values())
-        assert manifest["tokens_are"] == "estimated at 3.3 characters each"
+        assert manifest["tokens_are"] == f"estimated at {CHARS_PER_TOKEN} characters each"
         shares = {name: row["share"] for name, row in manifest["languages"].items()}
         assert shares == pytest.approx({n: t / sum(tokens.values()) for n, t in tokens.items()})
         assert manifest["sources"] == [
@@ -240,11 +259,11 @@ class TestTheManifest:
         ]
 
     def test_tokens_are_counted_by_the_tokenizer_that_is_given(
-        self, tmp_path: Path, write: Write, source_code: SourceCode, tokenizer: CodeTokenizer
+        self, tmp_path: Path, write: Write, source_code: SourceCode, backbone: Backbone
     ) -> None:
         folder = write(tmp_path / "code", {"a.py": source_code(0)})
-        manifest = packed(folder, tmp_path / "out", tokenizer=tokenizer)
-        assert manifest["tokens"] == len(tokenizer.encode(source_code(0)))
+        manifest = packed(folder, tmp_path / "out", tokenizer=backbone.tokenizer)
+        assert manifest["tokens"] == len(backbone.tokenizer.encode(source_code(0)))
         assert manifest["tokens_are"] == "counted"
 
     def test_two_sources_of_one_name_are_told_apart(
@@ -330,7 +349,8 @@ class TestTheCommand:
         [
             (["nowhere"], "not a folder: nowhere"),
             (["code"], "no permissive licence found in code (unknown)"),
-            (["code", "--tokenizer", "code/a.py"], "is not a readable tokenizer"),
+            (["code", "--backbone", "code/none.gguf"], "there is no model at"),
+            (["code", "--hold-out", "other"], "no source is named other"),
             (["code", "--any-licence", "--decontaminate", "no.jsonl"], "no.jsonl"),
         ],
     )

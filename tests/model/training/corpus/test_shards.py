@@ -97,7 +97,7 @@ def test_only_shards_with_a_manifest_are_a_packed_corpus(tmp_path: Path) -> None
 
 def test_training_needs_nothing_that_packing_needs() -> None:
     program = (
-        "import sys, model.training.__main__, model.training.data;"
+        "import sys, model.training.__main__, model.training.windows;"
         "print(sorted({'tree_sitter', 'rensa', 'license_expression'} & set(sys.modules)))"
     )
     run = subprocess.run(
