@@ -7,7 +7,7 @@ Nothing of a checkpoint is run: weights are read as numbers, the tokenizer as da
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ import torch
 
 from model.api import CheckpointError
 from model.backbone import gguf_model
+from model.backbone.catalogue import KNOWN, checked
 from model.backbone.gguf_file import MAGIC, SUFFIX, GgufFile
 from model.backbone.tokenizer import BackboneTokenizer
 from model.families.configs import CONFIG, is_causal, read_causal_config, read_json
 from model.families.tokenizer import SETTINGS, has_mask_token
 from model.families.weights import load_transformer, weight_files
-from model.transformer import Transformer
+from model.transformer import Transformer, TransformerConfig
 
 TEMPLATE = "chat_template.jinja"
 
@@ -39,6 +40,25 @@ class Backbone:
     """The Jinja template of conversations, if the checkpoint has one."""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedBackbone:
+    """All of a backbone but its weights, which whoever has packed them need not read."""
+
+    config: TransformerConfig
+    tokenizer: BackboneTokenizer
+    path: Path
+    digest: str
+    chat_template: str | None
+    read_weights: Callable[[torch.device | str, torch.dtype], Transformer]
+
+    def load(
+        self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Backbone:
+        """The weights, too. Raises `CheckpointError`."""
+        model = self.read_weights(device, dtype)
+        return Backbone(model, self.tokenizer, self.path, self.digest, self.chat_template)
+
+
 def is_backbone(path: Path) -> bool:
     """Whether `path` is what `load_backbone` reads: a GGUF file (or one named so), or a Hugging
     Face folder of a causal model. One with a mask token is a diffusion model, of the families."""
@@ -52,27 +72,42 @@ def is_backbone(path: Path) -> bool:
         return False
 
 
-def load_backbone(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Backbone:
-    """Read a backbone onto `device`, in `dtype`. Raises `CheckpointError`."""
+def open_backbone(path: Path) -> OpenedBackbone:
+    """Read what a backbone is, and how its text is cut. Raises `CheckpointError`."""
     if not path.exists():
         raise CheckpointError(f"there is no model at {path}; `mezzotint download` fetches one")
     with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to the others
         if path.is_file():
             file = GgufFile(path)
             config = gguf_model.read_config(file)
+            digest = beside.submit(lambda: _known_digest(path) or digest_of([path]))
             tokenizer = BackboneTokenizer.from_gguf(file, config)
-            digest = beside.submit(digest_of, [path])
-            model = gguf_model.load_transformer(file, config, device=device, dtype=dtype)
             template = file.metadata.get("tokenizer.chat_template")
-        else:
-            config = read_causal_config(path)
-            tokenizer = BackboneTokenizer.from_directory(path, config)
-            digest = beside.submit(digest_of, weight_files(path))
-            model = load_transformer(path, config, device=device, dtype=dtype)
-            template = _template_in(path)
-        return Backbone(model, tokenizer, path, digest.result(), template)
+            return OpenedBackbone(
+                config, tokenizer, path, digest.result(), template,
+                lambda device, dtype: gguf_model.load_transformer(
+                    file, config, device=device, dtype=dtype
+                ),
+            )  # fmt: skip
+        config = read_causal_config(path)
+        digest = beside.submit(digest_of, weight_files(path))
+        tokenizer = BackboneTokenizer.from_directory(path, config)
+        return OpenedBackbone(
+            config, tokenizer, path, digest.result(), _template_in(path),
+            lambda device, dtype: load_transformer(path, config, device=device, dtype=dtype),
+        )  # fmt: skip
+
+
+def load_backbone(
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Read a backbone onto `device`, in `dtype`. Raises `CheckpointError`."""
+    return open_backbone(path).load(device=device, dtype=dtype)
+
+
+def _known_digest(path: Path) -> str | None:
+    """Of a file of the catalogue, which was checked when it came."""
+    return next((known.sha256 for known in KNOWN.values() if checked(known) == path), None)
 
 
 def digest_of(files: Sequence[Path]) -> str:

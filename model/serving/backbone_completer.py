@@ -18,7 +18,7 @@ from model.api import (
     InfillResult,
     InvalidRequestError,
 )
-from model.backbone.checkpoint import Backbone
+from model.backbone.checkpoint import OpenedBackbone
 from model.backbone.ending import Ending
 from model.backbone.prompt import Prompt
 from model.engine.draft.repeated_text import IndexedText, RepeatedText
@@ -62,7 +62,7 @@ class BackboneCompleter(EngineCompleter):
 
     verifies = True
 
-    def __init__(self, engine: Engine, backbone: Backbone) -> None:
+    def __init__(self, engine: Engine, backbone: OpenedBackbone) -> None:
         super().__init__(engine, path=backbone.path)
         self._decoder = cast("VerifyingDecoder", engine.decoder)
         self._tokenizer = backbone.tokenizer

@@ -10,10 +10,11 @@ import torch
 
 from model.api import CheckpointError, hub_id
 from model.backbone.catalogue import DEFAULT, resolve
-from model.backbone.checkpoint import Backbone, is_backbone, load_backbone
+from model.backbone.checkpoint import OpenedBackbone, is_backbone, open_backbone
 from model.engine.canvas.assembly import canvas_slots, open_engine
 from model.engine.draft.assembly import backbone_engine
 from model.engine.run import float8
+from model.engine.run.cpu_choice import cpu_forward
 from model.engine.run.eight_bits import Float8Linear, Int8Linear
 from model.engine.run.forward import Forward
 from model.engine.run.joint_runner import ContextCache
@@ -57,10 +58,13 @@ def load_completer(
         raise CheckpointError(f"{path} cannot be run: {error}") from error
 
 
-def completer_of(backbone: Backbone, forward: Forward, **options: int) -> BackboneCompleter:
-    """The completer of a backbone that something computes; `options` as `BackboneRunner` has
-    them."""
-    return BackboneCompleter(backbone_engine(backbone.tokenizer, forward, **options), backbone)
+def completer_of(
+    backbone: OpenedBackbone, forward: Forward, *, cache_bytes: int | None = None
+) -> BackboneCompleter:
+    """The completer of a backbone that something computes. Raises `ValueError` for too small a
+    cache."""
+    engine = backbone_engine(backbone.tokenizer, forward, cache_bytes=cache_bytes)
+    return BackboneCompleter(engine, backbone)
 
 
 def _here(model: str | Path) -> Path:
@@ -75,8 +79,14 @@ def _here(model: str | Path) -> Path:
 
 
 def _backbone_completer(path: Path, device: torch.device, dtype: str) -> BackboneCompleter:
-    backbone = load_backbone(path, device=device, dtype=_dtype(dtype, device))
-    return completer_of(backbone, TorchForward(backbone.model))
+    backbone = open_backbone(path)
+    if device.type == "cpu" and dtype in ("auto", "int8"):
+        return completer_of(
+            backbone,
+            cpu_forward(path, backbone.digest, lambda: backbone.load().model),
+        )
+    model = backbone.load(device=device, dtype=_dtype(dtype, device)).model
+    return completer_of(backbone, TorchForward(model))
 
 
 def _canvas_completer(
