@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -136,5 +137,6 @@ def _template_in(directory: Path) -> str | None:
         return None
     found = read_json(directory / SETTINGS).get("chat_template")
     if isinstance(found, list):
-        found = next((entry["template"] for entry in found if entry["name"] == "default"), None)
+        named = cast("list[dict[str, Any]]", found)
+        found = next((entry["template"] for entry in named if entry["name"] == "default"), None)
     return found if isinstance(found, str) else None
