@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.api import CheckpointError
-from model.backbone.checkpoint import Backbone
 from model.denoiser.config import DenoiserConfig
 from model.denoiser.network import Denoiser
+
+if TYPE_CHECKING:  # where nothing reads GGUF files, the package that does need not be there
+    from model.backbone.checkpoint import Backbone
 
 MODEL_TYPE = "mezzotint-denoiser"
 FORMAT_VERSION = 1
