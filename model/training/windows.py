@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -136,8 +136,8 @@ class Window:
 
     def to(self, device: torch.device | str) -> Window:
         """The window on another device."""
-        tensors = (getattr(self, name).to(device) for name in self.__slots__[1:])
-        return Window(self.text, *tensors)
+        _, *names = (field.name for field in fields(self))
+        return Window(self.text, *(getattr(self, name).to(device) for name in names))
 
     def visible(self) -> Tensor:
         """(1, N, N) bool: each token sees the far text and its own branch, up to itself."""
