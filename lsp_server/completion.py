@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lsp_server.confidence import confidence_of, is_sure, told, worthwhile_length
+from lsp_server.confidence import confidence_of, is_sure, told, worthwhile_lengths
 from lsp_server.context import InfillContext
 from lsp_server.extent import Reach, reach
 from lsp_server.postprocess import worth_inserting
@@ -22,6 +22,9 @@ from lsp_server.repair import Repair
 from lsp_server.settings import Settings
 from lsp_server.syntax import SyntaxPlace
 from model.api import Candidate, Completer, FrameListener, InfillRequest, InfillResult
+
+_MAX_PARTS = 4
+"""Parts of a text whose syntax is checked, until one has no error."""
 
 CHARS_PER_TOKEN = 4
 """Upper estimate for source code, so that the window holds at least the tokens asked for."""
@@ -131,8 +134,8 @@ async def complete_context(
 
 async def _repaired(draft: Draft, repair: Repair) -> Draft:
     """The draft without its syntax errors, if the engine finds a way to say it without them."""
-    if not draft.new_syntax_errors or len(draft.candidate.texts) > 1:
-        return draft
+    if not draft.new_syntax_errors or len(draft.candidate.texts) > 1 or draft.is_part:
+        return draft  # of a part it is known how the model goes on, and that it is not sure of it
     better = await repair.of(draft)
     return draft if better is None else replace(better, was_repaired=True)
 
@@ -213,6 +216,8 @@ class Draft:
     """One a hole."""
     confidence: float
     new_syntax_errors: int | None
+    is_part: bool = False
+    """Whether the text that the model meant goes on, as far as it would be worth inserting."""
     was_repaired: bool = False
 
 
@@ -265,9 +270,17 @@ def _best_part(
     """As much of a shortened text as the model is sure enough of; None for nothing."""
     least = _least_confidence(settings, explicit=explicit)
     parts = _sure_parts(candidate, text, place.context, least)
-    of_parts = (_draft(part, candidate, place, settings) for part in parts)
+    of_parts = (
+        replace(_draft(part, candidate, place, settings), is_part=part != text.rstrip())
+        for part in parts
+    )
     # A part may break off inside a bracket that the whole closes.
-    return min(of_parts, key=lambda draft: bool(draft.new_syntax_errors), default=None)
+    drafts = list[Draft]()
+    for draft in of_parts:
+        if not draft.new_syntax_errors:
+            return draft
+        drafts.append(draft)
+    return drafts[0] if drafts else None
 
 
 def _sure_parts(
@@ -284,9 +297,10 @@ def _sure_parts(
         return whole  # with a part of it, what stays on the line would no longer join on
     if not least or not candidate.token_ends:
         return whole
-    worthwhile = worthwhile_length(candidate, len(text), least, may_be_whole=bool(whole))
-    part = text[:worthwhile].rstrip()
-    return tuple(dict.fromkeys((part, *whole))) if part else whole
+    lengths = worthwhile_lengths(candidate, len(text), least, may_be_whole=bool(whole))
+    best, *others = [part for n in lengths if (part := text[:n].rstrip())] or ("",)
+    parts = (best, *whole, *others)
+    return tuple(dict.fromkeys(filter(None, parts)))[:_MAX_PARTS]
 
 
 def _draft(text: str, candidate: Candidate, place: SyntaxPlace, settings: Settings) -> Draft:

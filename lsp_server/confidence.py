@@ -80,39 +80,40 @@ def is_sure(candidate: Candidate, length: int, least: float) -> bool:
     return not first < least and not any(confidence < further for _, confidence in others)
 
 
-def worthwhile_length(
+def worthwhile_lengths(
     candidate: Candidate, length: int, least: float, *, may_be_whole: bool = True
-) -> int:
-    """How many of the first `length` characters to show: of the first line as much as saves the
-    most typing on average, of the parts that have a probability of at least `least`; if that is all
-    of it, the lines below it that the model is sure of, too.
+) -> list[int]:
+    """How many of the first `length` characters to show, the best choice first: of the first line
+    as much as saves the most typing on average, of the parts that have a probability of at least
+    `least`; if that is all of it, the lines below it that the model is sure of, too.
 
     A longer part saves more keys and is less often right. Ends with a word, if it is no whole line.
-    0 when nothing useful is sure enough.
+    None when nothing useful is sure enough.
     """
     (first_end, _), *others = line_confidences(candidate, length)
     if not others:
         first_end = length
     text, probability = candidate.text[:first_end], 1.0
-    best, most = 0, -1.0
+    saved: dict[int, float] = {}
     for end, p in zip(candidate.token_ends, candidate.probabilities, strict=False):
         probability *= p
         if probability < least:
             break
         is_line = end >= first_end and (may_be_whole or bool(others))
         part = first_end if is_line else _whole_words(text, min(end, first_end))
-        saved = probability * (_keys(text[:part]) - 1)  # taking it is a key, too
-        if part and saved >= most:
-            best, most = part, saved
+        if part:  # taking it is a key, too
+            keys = probability * (_keys(text[:part]) - 1)
+            saved[part] = max(saved.get(part, keys), keys)
         if end >= first_end:
             break
-    if best < first_end:
-        return best
+    lengths = sorted(saved, key=lambda part: (-saved[part], -part))
+    if not others or lengths[:1] != [first_end]:
+        return lengths
     for end, confidence in others if may_be_whole else others[:-1]:
         if confidence < least_of_further_lines(least):
             break
-        best = length if end == others[-1][0] else end
-    return best
+        lengths[0] = length if end == others[-1][0] else end
+    return lengths
 
 
 def _whole_words(text: str, end: int) -> int:

@@ -19,7 +19,7 @@ from lsp_server.context import InfillContext
 from lsp_server.extent import Reach
 from lsp_server.settings import ContextSettings, Settings, parse_settings
 from lsp_server.syntax import SyntaxChecker, SyntaxPlace
-from model.api import Candidate
+from model.api import Candidate, InfillRequest, InfillResult
 
 
 def settings(**raw: Any) -> Settings:
@@ -118,9 +118,10 @@ def test_an_operator_before_the_space_that_a_fill_ended_at_is_not_shown(
         ((("first", 0.9), (" + second_one", 0.35)), "first + second_one"),
         ((("total_of_items", 0.9), (" + x", 0.4)), "total_of_items"),
         ((("foo(argument", 0.9), (", b)", 0.2)), None),  # the whole is not sure enough
+        ((("items.total", 0.9), ("(numbers", 0.9), (", b)", 0.2)), "items.total"),
     ],
 )
-def test_a_part_that_breaks_off_inside_a_bracket_gives_way_to_the_whole(tokens, kept):
+def test_a_part_that_breaks_off_inside_a_bracket_gives_way_to_another(tokens, kept):
     text, ends = "", []
     for token, _ in tokens:
         text += token
@@ -268,6 +269,26 @@ def test_a_body_is_shown_although_all_of_it_together_is_unlikely():
     )
     context = InfillContext(prefix="def f():\n    ", suffix="\n", language="python")
     assert texts(select([made], explicit=False, minConfidence=0.3, context=context)) == [text]
+
+
+async def test_of_what_is_only_a_part_nothing_is_written_again():
+    class Unsure(FakeCompleter):
+        async def complete(self, request: InfillRequest, **_: Any) -> InfillResult:
+            self.requests.append(request)
+            made = Candidate(
+                texts=("foo(argument, b)",),
+                confidence=0.18,
+                probabilities=(0.9, 0.2),
+                token_ends=(12, 16),
+            )
+            return InfillResult(candidates=(made,), forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
+
+    completer = Unsure()
+    context = InfillContext(prefix="y = ", suffix="\n", language="python")
+    place = SyntaxPlace(SyntaxChecker(), context)
+    completion = await complete_context(completer, context, place, settings(), explicit=False)
+    assert completion.suggestions == ()
+    assert len(completer.requests) == 1
 
 
 def test_a_confidence_that_is_not_told_hides_nothing_and_ranks_last():

@@ -14,9 +14,13 @@ from lsp_server.confidence import (
     least_of_further_lines,
     line_confidences,
     told,
-    worthwhile_length,
+    worthwhile_lengths,
 )
 from model.api import Candidate
+
+
+def worthwhile_length(candidate: Candidate, length: int, least: float, **how: bool) -> int:
+    return next(iter(worthwhile_lengths(candidate, length, least, **how)), 0)
 
 
 def made(*tokens: tuple[str, float], end: float = 1.0) -> Candidate:
@@ -55,6 +59,12 @@ def test_a_text_is_kept_as_far_as_it_saves_the_most_typing(least, kept):
     # 0.9 x 5 keys, 0.54 x 9 keys, 0.108 x 11 keys.
     candidate = made(("foo(a)", 0.9), (".bar", 0.6), ("()", 0.2))
     assert candidate.text[: worthwhile_length(candidate, len(candidate.text), least)] == kept
+
+
+def test_the_other_parts_follow_by_what_they_save():
+    candidate = made(("foo(a)", 0.9), (".bar", 0.6), ("()", 0.2))
+    lengths = worthwhile_lengths(candidate, len(candidate.text), 0.1)
+    assert [candidate.text[:n] for n in lengths] == ["foo(a).bar", "foo(a)", "foo(a).bar()"]
 
 
 def test_a_whole_text_may_end_as_it_likes():
