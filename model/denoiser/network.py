@@ -11,6 +11,7 @@ taps side by side, H query heads, G key/value heads, D head dimension, V draft v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -59,23 +60,59 @@ class CanvasLayer(Layer):
         return rotate(self.k_norm(k), *rotation), v
 
     def canvas(
-        self, x_BCE: Tensor, rotation: tuple[Tensor, Tensor], past: KeyValue, visible_BT: Tensor
+        self,
+        x_BCE: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        past: KeyValue,
+        visible_BP: Tensor,
+        counts: Sequence[int] | None,
     ) -> Tensor:
-        """(B, C, E) -> (B, C, E). `visible` (B, P + C) bool: the context and the canvas."""
+        """(B, C, E) -> (B, C, E). `visible` (B, P) bool. `past` is (B, G, P, D) each, or one for
+        each of `counts` canvases that follow each other."""
         normed = self.input_norm(x_BCE)
         q, k, v = (
             project(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(self.q_norm(q), *rotation), rotate(self.k_norm(k), *rotation)
-        keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        # Heads that share keys become rows of one product: all slots see the same.
-        rows = q.reshape(len(q), k.shape[1], -1, self.head_dim)
-        mask = visible_BT[:, None, None].expand(-1, -1, rows.shape[2], -1)
-        mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
-        x = x_BCE + self.o_proj(mixed.reshape(q.shape).transpose(1, 2).flatten(-2))
+        if counts is None:
+            mixed = _mixed(q, (k, v), past, visible_BP)
+        else:
+            mixed = _mixed_in_groups(q, (k, v), past, visible_BP, counts)
+        x = x_BCE + self.o_proj(mixed.transpose(1, 2).flatten(-2))
         normed = self.ffn_norm(x)
         return x + self.down_proj(F.silu(self.gate_proj(normed)) * self.up_proj(normed))
+
+
+def _mixed(q_BHCD: Tensor, own: KeyValue, past: KeyValue, visible_BP: Tensor) -> Tensor:
+    """Attention (B, H, C, D) of canvases, each to a context of its own and to itself."""
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(past, own, strict=True))
+    # Heads that share keys become rows of one product: all slots see the same.
+    rows = q_BHCD.reshape(len(q_BHCD), keys.shape[1], -1, q_BHCD.shape[-1])
+    visible = F.pad(visible_BP, (0, q_BHCD.shape[2]), value=True)[:, None, None]
+    mask = visible.expand(-1, -1, rows.shape[2], -1)
+    mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+    return mixed.reshape(q_BHCD.shape)
+
+
+def _mixed_in_groups(
+    q_BHCD: Tensor, own: KeyValue, past: KeyValue, visible_BP: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """The same of groups of canvases that share a context: it is not copied for each of them."""
+    size = q_BHCD.shape[2]
+    parts = [t.split(list(counts)) for t in (q_BHCD, *own, visible_BP)]
+    mixed: list[Tensor] = []
+    for index, (q, k, v, visible) in enumerate(zip(*parts, strict=True)):
+        # A group's slots as one row of them, each of which sees its own canvas only.
+        q, k, v = (t.transpose(0, 1).flatten(1, 2)[None] for t in (q, k, v))
+        canvas = torch.arange(len(visible), device=q.device).repeat_interleave(size)
+        mask = torch.cat((visible[canvas], canvas[:, None] == canvas), dim=1)
+        keys, values = (torch.cat((t[index, None], n), 2) for t, n in ((past[0], k), (past[1], v)))
+        found = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, enable_gqa=q.shape[1] != keys.shape[1]
+        )
+        mixed.append(found[0].unflatten(1, (-1, size)).transpose(0, 1))
+    return torch.cat(mixed)
 
 
 class Denoiser(nn.Module):
@@ -174,20 +211,21 @@ class Denoiser(nn.Module):
         anchor_feature_BE: Tensor,
         past: Tensor,
         visible_BP: Tensor,
+        counts: Sequence[int] | None = None,
     ) -> Tensor:
         """Hidden states (B, C, E) of canvases: slot i predicts its own token.
 
         `known` bool: slots that show their id; the first one always does. `past` (layers, 2, B, G,
         P, D) is `context`'s of what stands before the canvas, `anchor_feature` that of the last
-        token of it; `visible` says which of it counts.
+        token of it; `visible` says which of it counts. With `counts`, canvases that follow each
+        other share a context: so many the first of `past`, so many the second.
         """
         num_slots = ids_BC.shape[1]
         x = torch.where(known_BC[..., None], self.embed(ids_BC), self.mask)
         x = x + self.slots[:num_slots] + self.skip(anchor_feature_BE)[:, None]
         rotation = self._rotation(positions_BC, x)
-        visible = F.pad(visible_BP, (0, num_slots), value=True)
         for layer, kept in zip(self.layers, past, strict=True):
-            x = layer.canvas(x, rotation, (kept[0], kept[1]), visible)
+            x = layer.canvas(x, rotation, (kept[0], kept[1]), visible_BP, counts)
         return self.final_norm(x)
 
     def follow(self, hidden: Tensor, previous_ids: Tensor) -> Tensor:

@@ -74,8 +74,9 @@ def canvases(
     visible = window.is_seen[branch] & (window.seen[branch] <= window.anchors[:, None])
     slots = torch.arange(ids_KC.shape[1], device=ids_KC.device)
     positions = window.positions[window.anchors][:, None] + 1 + slots
+    counts = branch.bincount(minlength=len(window.seen)).tolist()  # they come branch by branch
     return model.canvas(
-        ids_KC, known_KC, positions, features[0, window.anchors], past[:, :, branch], visible
+        ids_KC, known_KC, positions, features[0, window.anchors], past, visible, counts
     )
 
 

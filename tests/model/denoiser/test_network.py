@@ -123,6 +123,23 @@ def test_canvases_of_a_batch_do_not_see_each_other(model: Denoiser, taps: Tensor
         torch.testing.assert_close(row, fill(model, taps, anchor), atol=1e-5, rtol=1e-4)
 
 
+def test_canvases_that_share_a_context_are_what_they_are_with_one_each(
+    model: Denoiser, taps: Tensor
+):
+    kept, features = model.context(taps, torch.arange(NUM)[None])
+    other, _ = model.context(taps.flip(1), torch.arange(NUM)[None])
+    past = torch.cat((kept, other), dim=2)
+    anchors, group = torch.tensor([3, 8, 5, 2, 9]), torch.tensor([0, 0, 0, 1, 1])
+    ids = torch.arange(30, 30 + 5 * SLOTS).view(5, SLOTS)
+    known = ids % 3 == 0
+    positions = anchors[:, None] + 1 + torch.arange(SLOTS)
+    visible = torch.arange(NUM) <= anchors[:, None]
+    anchor = features[0, anchors]
+    shared = model.canvas(ids, known, positions, anchor, past, visible, [3, 2])
+    alone = model.canvas(ids, known, positions, anchor, past[:, :, group], visible)
+    torch.testing.assert_close(shared, alone, atol=1e-5, rtol=1e-4)
+
+
 def test_a_slot_that_is_told_the_token_before_it_changes_its_mind(model: Denoiser, taps: Tensor):
     hidden = fill(model, taps, 5)[1]
     told = [model.follow(hidden, torch.tensor(token)) for token in (50, 51)]
