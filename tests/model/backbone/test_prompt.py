@@ -37,7 +37,9 @@ class Words:
 
 
 def lines(count: int, start: int = 0) -> str:
-    return "".join(f"    name_{i % 7} = call(value, {i % 9})\n" for i in range(start, start + count))
+    return "".join(
+        f"    name_{i % 7} = call(value, {i % 9})\n" for i in range(start, start + count)
+    )
 
 
 def prompt(
