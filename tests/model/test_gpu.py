@@ -90,9 +90,10 @@ def logits_over_steps(runner: BackboneRunner) -> list[Tensor]:
     found: list[Tensor] = []
     for each in streams:
         runner.open(each)
-        count = len(each.ids)
-        found += read(runner, [NewRows(each, each.ids, list(range(-1, count - 1)), num_logits=1)])
-        runner.keep(0, range(count))
+        unread = each.ids[len(each.ids) - each.unread :]
+        chain = list(range(-1, len(unread) - 1))
+        found += read(runner, [NewRows(each, unread, chain, num_logits=1)])
+        runner.keep(0, range(len(unread)))
         each.ids.append(11)
     tokens, parents = DRAFT
     batch = [

@@ -13,6 +13,8 @@ from backbones import tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model.denoiser.config import DenoiserConfig
+from model.denoiser.network import Denoiser
 from model.engine.draft.choice import BackboneVocabulary
 from model.engine.draft.drafters import GuessDrafter
 from model.engine.draft.stream import BackboneFill, Stream
@@ -185,17 +187,22 @@ def test_what_was_kept_last_is_there_for_the_next_request() -> None:
     both.read(["again"], [([9], [-1])])
 
 
-def test_a_page_that_changes_hands_before_it_is_written_holds_its_new_owners_tokens() -> None:
+def test_a_page_that_changes_hands_before_it_is_written_is_written_by_its_new_owner_alone() -> None:
     plain, paged = runners(num_pages=8)
     both = Both(plain, paged)
     draw = random.Random(3)
-    both.open("a", text(draw, 33))
-    both.open("b", text(draw, 31))
-    both.read(["a", "b"], [([], []), (text(draw, 3), [-1, 0, 1])])
+    both.open("a", text(draw, 32))  # two pages
+    both.open("b", text(draw, 80))  # and five
+    both.read(["a", "b"], [([], []), ([], [])])
     both.keep(0, "a", [1], [])
-    both.close("a")  # its pages are the next to go
-    both.keep(1, "b", [2, 3, 4, 5], [0, 1, 2])
-    for _ in range(40):
+    both.keep(1, "b", [2], [])
+    both.read(["a", "b"], [([], []), ([], [])])
+    both.keep(0, "a", [3], [])  # the last free page
+    both.close("a")  # which is the next to go
+    both.keep(1, "b", [4], [])
+    places = [(each.page, each.place) for each in paged._unwritten]
+    assert len(places) == len(set(places)) == 1
+    for _ in range(3):
         both.read(["b"], [([], [])])
         both.keep(0, "b", [draw.randrange(320)], [])
 
@@ -271,6 +278,38 @@ def test_what_a_denoiser_wants_to_know_comes_along() -> None:
         assert pages[..., 0].eq(torch.arange(20.0)).all()
         found.append(taps_seen)
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_denoisers_canvases_see_what_was_kept_last() -> None:
+    found = []
+    for kind, runner_kind in ((TorchForward, BackboneRunner), (CudaForward, CudaRunner)):
+        model = tiny()
+        config = DenoiserConfig.of(model.config, num_layers=2, taps=(0, 2))
+        denoiser = Denoiser.of(config, model, torch.arange(320)).requires_grad_(False)
+        draw = torch.Generator().manual_seed(0)
+        for parameter in denoiser.parameters():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
+        forward = kind(model, tapped_layers=config.taps, num_kv_layers=5)
+        runner = runner_kind(forward, denoiser=denoiser, cache_bytes=64 * PAGE_BYTES)  # type: ignore[arg-type]
+        streams = [stream(text(random.Random(seed), 10 + 9 * seed)) for seed in (8, 9)]
+        for each in streams:
+            runner.open(each)
+        canvases = []
+        for _ in range(3):
+            batch = [
+                NewRows(s, s.ids[-s.unread :], list(range(-1, s.unread - 1)), num_logits=1)
+                for s in streams
+            ]
+            runner.run(batch)
+            for index, (each, new) in enumerate(zip(streams, batch, strict=True)):
+                runner.keep(index, range(len(new.tokens)))
+                each.ids.append(5)
+            hidden = runner.canvases(streams, 4)
+            assert hidden is not None
+            canvases.append(hidden.clone())
+        found.append(canvases)
+    for paged, plain in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(paged, plain, atol=2e-4, rtol=2e-4)
 
 
 def test_the_models_own_projections_become_views_of_the_joint_ones() -> None:
