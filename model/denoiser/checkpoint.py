@@ -41,12 +41,14 @@ def save_denoiser(
     backbone: Backbone,
     *,
     weights: dict[str, Tensor] | None = None,
+    thresholds: dict[str, float] | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint. `weights`: those to store, if more exact than the model's own.
 
-    `training` is kept for people and for the engine: steps, held-out figures, the threshold of
-    the end. Raises `OSError`; what was there before is then intact.
+    `thresholds`: probabilities from which the middle is said to end, `end` and `canvas_end`.
+    `training` is kept for people: steps, held-out figures. Raises `OSError`; what was there before
+    is then intact.
     """
     aside = directory.with_name(f".{directory.name}.draft")
     shutil.rmtree(aside, ignore_errors=True)
@@ -55,7 +57,8 @@ def save_denoiser(
         stored = pack_weights(weights or model.state_dict())
         stored[DRAFT_IDS] = model.draft_ids.to("cpu", torch.int32)
         save_file(stored, aside / WEIGHTS)
-        config = _config_of(model.config, backbone, training or {})
+        config = _config_of(model.config, backbone)
+        config |= {"thresholds": thresholds or {}, "training": training or {}}
         (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         directory.mkdir(exist_ok=True)
         for file in aside.iterdir():  # file by file: a card beside the weights stays
@@ -100,6 +103,7 @@ def load_denoiser(
     model = Denoiser.of(config, backbone.model, ids)
     _check_shapes(file, model, weights)
     model.load_state_dict(weights)
+    model.end_threshold, model.canvas_end_threshold = _thresholds(directory, said)
     return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
@@ -151,9 +155,7 @@ def unpack_weights(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _config_of(
-    config: DenoiserConfig, backbone: Backbone, training: dict[str, Any]
-) -> dict[str, Any]:
+def _config_of(config: DenoiserConfig, backbone: Backbone) -> dict[str, Any]:
     sizes = dataclasses.asdict(config)
     del sizes["backbone"]
     return {
@@ -161,7 +163,6 @@ def _config_of(
         "format_version": FORMAT_VERSION,
         "backbone": {"name": backbone.path.name, "digest": backbone.digest},
         "denoiser": sizes,
-        "training": training,
     }
 
 
@@ -172,6 +173,13 @@ def _denoiser_config(directory: Path, said: dict[str, Any], backbone: Backbone) 
         return DenoiserConfig(backbone=backbone.model.config, **sizes)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / CONFIG} describes no denoiser: {error}") from error
+
+
+def _thresholds(directory: Path, said: dict[str, Any]) -> tuple[float | None, float | None]:
+    found = said.get("thresholds", {})
+    if not isinstance(found, dict) or not all(isinstance(v, float | int) for v in found.values()):
+        raise CheckpointError(f"{directory / CONFIG} has no usable thresholds: {found!r}")
+    return found.get("end"), found.get("canvas_end")
 
 
 def _draft_ids(file: Path, stored: dict[str, Tensor], config: DenoiserConfig) -> Tensor:

@@ -147,6 +147,9 @@ class Denoiser(nn.Module):
         self.end_in = nn.Linear(taps * size, config.end_size)
         self.end_out = nn.Linear(config.end_size, 1)
         self.canvas_end = nn.Linear(size, 1)
+        self.end_threshold: float | None = None
+        """Probability of `end_logits` from which the middle ends; None: not to be used."""
+        self.canvas_end_threshold: float | None = None
         self.register_rotation("cpu")
 
     @classmethod

@@ -19,14 +19,13 @@ from model.backbone.checkpoint import Backbone, load_backbone
 from model.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from model.training import distributed
 from model.training.corpus import Document, is_packed
+from model.training.progress import HELD_OUT_SHAPE
 from model.training.trainer import Trainer, TrainingConfig, draft_vocabulary, read_state
 from model.training.windows import WindowSampler, WindowShape, load_documents
 
 logger = logging.getLogger(__name__)
 
 DRAFT_VOCABULARY = 24_576
-HELD_OUT_SHAPE = WindowShape(canvases=40)
-"""Of the windows that score: the same whatever trains, so that runs can be compared."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -35,7 +35,7 @@ from model.training import distributed, feed
 from model.training.corpus import Document
 from model.training.loss import TEACHER_SHARE, Encoded, LossTerms, encode, window_loss
 from model.training.optimizer import MasterOptimizer, rate_factor
-from model.training.progress import HeldOutScores, held_out_scores, prepare
+from model.training.progress import HeldOutScores, held_out_scores, prepare, rounded, thresholds
 from model.training.windows import TEXTS_AT_ONCE, Window, WindowSampler
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class Trainer:
             ) from error
 
     def _keep(self, scores: HeldOutScores, *, is_best: bool) -> None:
-        figures = _rounded(asdict(scores))
+        figures = rounded(asdict(scores))
         self._log(held_out=figures)
         logger.info("step %d: %s", self.step, json.dumps(figures))
         if not is_best:
@@ -260,6 +260,7 @@ class Trainer:
             self.model,
             self.backbone,
             weights=self.optimizer.masters,
+            thresholds=thresholds(scores),
             training={"steps": self.step, "minutes": minutes, "held_out": figures},
         )
 
@@ -361,10 +362,6 @@ def draft_vocabulary(
         if chars > DRAFT_SAMPLE_CHARS:
             break
     return torch.tensor(sorted({*(i for i, _ in counts.most_common(size - 1)), tokenizer.eos_id}))
-
-
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {k: _rounded(v) if isinstance(v, dict) else round(v, 4) for k, v in figures.items()}
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def model(backbone: Backbone) -> Denoiser:
 
 @pytest.fixture
 def saved(tmp_path: Path, model: Denoiser, backbone: Backbone) -> Path:
-    save_denoiser(tmp_path / "denoiser", model, backbone, training={"steps": 3})
+    save_denoiser(tmp_path / "denoiser", model, backbone, thresholds={"end": 0.75})
     return tmp_path / "denoiser"
 
 
@@ -45,6 +45,7 @@ def test_what_is_saved_is_loaded_but_for_the_rounding(
     loaded = load_denoiser(saved, backbone)
     assert loaded.config == model.config
     assert loaded.draft_ids.tolist() == [3, 5, 200, 301]
+    assert (loaded.end_threshold, loaded.canvas_end_threshold) == (0.75, None)
     assert not any(p.requires_grad for p in loaded.parameters())
     for name, tensor in model.state_dict().items():
         found = loaded.state_dict()[name]
@@ -80,6 +81,7 @@ def test_a_denoiser_of_another_backbone_is_refused_by_name(saved: Path, tmp_path
         ({"denoiser": {"taps": [0]}}, "describes no denoiser|tensor"),
         ({"denoiser": {"num_layers": 1, "taps": [99]}}, "describes no denoiser"),
         ({"denoiser": None}, "describes no denoiser"),
+        ({"thresholds": {"end": "high"}}, "no usable thresholds"),
     ],
 )
 def test_a_config_that_says_something_else_is_refused(

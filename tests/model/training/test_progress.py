@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from model.backbone.checkpoint import Backbone
-from model.denoiser import Denoiser
+from model.denoiser import Denoiser, save_denoiser
+from model.denoiser.checkpoint import read_config
 from model.engine.run.torch_forward import TorchForward
 from model.training import progress as progress_module
-from model.training.corpus import Document
-from model.training.progress import draft, end_scores, held_out_scores, prepare
+from model.training.corpus import Document, write_shard
+from model.training.progress import draft, end_scores, held_out_scores, main, prepare
 from model.training.windows import WindowSampler, WindowShape
 
 SHAPE = WindowShape(
@@ -57,11 +61,34 @@ def test_a_draft_that_is_told_each_token_uses_what_it_chose(model: Denoiser):
 
 
 def test_the_ends_threshold_is_where_it_tells_most():
-    logits = torch.tensor([3.0, 2.0, 1.0, 0.0, -1.0, -2.0])
-    is_end = torch.tensor([True, False, True, True, False, False])
-    scores = end_scores(logits, is_end)
+    holes = [
+        (torch.tensor([1.0, -1.0, 3.0]), torch.tensor([False, False, True])),
+        (torch.tensor([2.0, 0.5]), torch.tensor([False, True])),
+        (torch.tensor([-2.0, 0.0]), torch.tensor([False, True])),
+    ]
+    scores = end_scores(holes)
     assert scores.threshold == pytest.approx(0.5)
-    assert (scores.precision, scores.recall) == (pytest.approx(0.75), 1.0)
-    assert scores.f1 == pytest.approx(6 / 7)
-    none = end_scores(logits, torch.zeros(6, dtype=torch.bool))
-    assert (none.recall, none.f1) == (0.0, 0.0)
+    assert (scores.precision, scores.recall) == (pytest.approx(0.6), 1.0)
+    assert scores.exact == pytest.approx(1 / 3)  # the others would end too soon
+    assert scores.f1 == pytest.approx(0.75)
+    none = end_scores([])
+    assert (none.recall, none.f1, none.exact) == (0.0, 0.0, 0.0)
+
+
+def test_a_checkpoint_is_scored_and_keeps_its_thresholds(
+    model: Denoiser, backbone: Backbone, document: Document, tmp_path: Path, capsys
+):
+    corpus, checkpoint = tmp_path / "corpus", tmp_path / "denoiser"
+    corpus.mkdir()
+    write_shard(corpus / "heldout.jsonl.gz", [document])
+    save_denoiser(checkpoint, model, backbone, training={"steps": 5})
+    arguments = [str(checkpoint), "--backbone", str(backbone.path), "--corpus", str(corpus)]
+    assert main([*arguments, "--windows", "2", "--save"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["tokens_per_forward"] >= 1
+    config = read_config(checkpoint)
+    assert config["thresholds"]["end"] == pytest.approx(scores["end"]["threshold"], abs=1e-4)
+    assert config["training"] == {"steps": 5}
+    (corpus / "heldout.jsonl.gz").unlink()
+    assert main(arguments) == 1
+    assert "has no files" in capsys.readouterr().err
