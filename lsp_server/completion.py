@@ -98,7 +98,7 @@ async def complete_context(
     `explicit` says that a person asked. `typed` is how the first hole is known to begin: `context`
     is of the document without it, `place` with it. `draft` is what may well come behind that.
     `deadline_ms` of None takes the setting's.
-    Raises `CompletionError` when the completer does; cancelling stops the denoising.
+    Raises `CompletionError` when the completer does; cancelling stops the engine.
     """
     started = time.monotonic()
     # Parsing takes milliseconds in a large file: not on the loop, which must hear cancellations.

@@ -299,13 +299,14 @@ class Settings:
     steps: int | None = _setting(
         None,
         _or(_integer(1, 4096), None),
-        "Denoising steps of a completion; null for as many as the text needs.",
+        "Denoising steps of a completion, of diffusion models; null for as many as the text needs.",
     )
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     min_confidence: float = _setting(
         0.3,
         _number(0, 1),
-        "Show nothing unasked that the model gives a lower probability of being exactly right.",
+        "Show nothing unasked whose first line the model gives a lower probability of being exactly "
+        "right. A line below it has to be right more often than not, too.",
     )
     syntax_check: Literal["strict", "warn", "off"] = _setting(
         "strict",
@@ -315,7 +316,7 @@ class Settings:
     max_repair_rounds: int = _setting(
         2,
         _integer(0, 8),
-        "How often the parts of a completion that add a syntax error are denoised again.",
+        "How often a completion is written again from where it adds a syntax error.",
     )
     hole_hints: Literal["off", "explicit", "all"] = _setting(
         "explicit",
