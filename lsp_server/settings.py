@@ -305,8 +305,8 @@ class Settings:
     min_confidence: float = _setting(
         0.3,
         _number(0, 1),
-        "Show nothing unasked whose first line the model gives a lower probability of being exactly "
-        "right. A line below it has to be right more often than not, too.",
+        "Show nothing unasked whose first line the model gives a lower probability of being "
+        "exactly right. A line below it has to be right more often than not, too.",
     )
     syntax_check: Literal["strict", "warn", "off"] = _setting(
         "strict",

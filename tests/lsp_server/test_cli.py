@@ -552,6 +552,9 @@ def test_the_readmes_first_command_stands_at_the_place_it_speaks_of() -> None:
     file, line, start, last_line, end = found.groups()
     assert line == last_line
     text = (repository / file).read_text().splitlines()[int(line) - 1]
-    assert text[int(start) - 1 : int(end) - 1] == text.strip()  # one statement, all of it
+    replaced = text[int(start) - 1 : int(end) - 1]
+    assert len(replaced) == int(end) - int(start)
+    assert text.endswith(replaced)  # nothing is left of the line behind it
+    assert re.match(r"\w|[,(]", replaced)
     place = f"{file}:{line}:{start} --until {line}:{end}"
     assert place in (repository / "README.md").read_text()
