@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A real file of this repository, and the rest of one of its lines.
-TRY ?= lsp_server/handover.py:78:22 --until 78:74
+TRY ?= lsp_server/indentation.py:75:5 --until 75:53
 
 .PHONY: try test check vsix e2e gpu gpu-train clean
 
