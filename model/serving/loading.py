@@ -15,6 +15,7 @@ from model.engine.canvas.assembly import canvas_slots, open_engine
 from model.engine.draft.assembly import backbone_engine
 from model.engine.run import float8
 from model.engine.run.cpu_choice import cpu_forward
+from model.engine.run.cuda_forward import CudaForward
 from model.engine.run.eight_bits import Float8Linear, Int8Linear
 from model.engine.run.forward import Forward
 from model.engine.run.joint_runner import ContextCache
@@ -85,7 +86,10 @@ def _backbone_completer(path: Path, device: torch.device, dtype: str) -> Backbon
             backbone,
             cpu_forward(path, backbone.digest, lambda: backbone.load().model),
         )
-    model = backbone.load(device=device, dtype=_dtype(dtype, device)).model
+    loaded_as = _dtype("auto" if dtype == "float8" else dtype, device)
+    model = backbone.load(device=device, dtype=loaded_as).model
+    if device.type == "cuda":
+        return completer_of(backbone, CudaForward(model, is_float8=dtype == "float8"))
     return completer_of(backbone, TorchForward(model))
 
 

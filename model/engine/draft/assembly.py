@@ -11,7 +11,7 @@ from model.engine.draft.denoiser_drafter import DenoiserDrafter
 from model.engine.draft.drafters import Drafter, GuessDrafter, RepetitionDrafter
 from model.engine.draft.verify import VerifyingDecoder
 from model.engine.engine import Engine
-from model.engine.run.backbone_runner import BackboneRunner
+from model.engine.run.choice import runner_for
 from model.engine.run.forward import Forward
 
 
@@ -25,7 +25,7 @@ def backbone_engine(
 ) -> Engine:
     """An engine around what computes a backbone, and a denoiser that drafts for it, if there is
     one. Raises `ValueError` for too small a cache."""
-    runner = BackboneRunner(forward, denoiser=denoiser, cache_bytes=cache_bytes)
+    runner = runner_for(forward, denoiser=denoiser, cache_bytes=cache_bytes)
     forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=runner.device)
     forbidden[list(tokenizer.special_ids - tokenizer.end_ids)] = True
     vocabulary = BackboneVocabulary(end_ids=tokenizer.end_ids, forbidden=forbidden)
