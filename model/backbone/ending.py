@@ -45,6 +45,9 @@ _LEADS = re.compile(r"\s*(#|//|/?\*|--|@)")
 
 
 _CLOSERS = ")]}"
+_HEAD_WORDS = ("else", "elif", "except", "finally", "if", "for", "while", "with", "try")
+_HEADS = (":", "{", "(")
+"""What a line ends with that begins a block."""
 
 Found = tuple[int | None, int]
 """Where a text ends by a rule, and from where on that rule may yet end it."""
@@ -123,7 +126,8 @@ class Ending:
             if not line_end and (
                 not content or FENCE.startswith(content) or (is_inside and _is_open(content))
             ):
-                return None, self._end_before(text, at + 1)
+                open_from = min(at + 1, self._fitting(text, at + 1)[1])
+                return None, self._end_before(text, open_from)
             if (
                 is_inside
                 and content
@@ -132,9 +136,32 @@ class Ending:
                 and not _BELONGS.match(content)
                 and _depth(text[:at]) <= 0
             ):
-                return self._end_before(text, at + 1), len(text)
+                return self._end_before(text, self._fitting(text, at + 1)[0]), len(text)
             at = text.find("\n", at + 1)
-        return None, len(text)
+        return None, self._end_before(text, self._fitting(text, len(text))[1])
+
+    def _fitting(self, text: str, end: int) -> tuple[int, int]:
+        """`end`, or where an earlier line ends, if what follows belongs to a block that `text` has
+        begun and left again, or left: behind that line it is indented as it has to be. And from
+        where on lines may yet go for that reason."""
+        after = _following(self.following)
+        if not self._is_line_wise or not after.lines:
+            return end, end
+        wanted, own = after.lines[0].columns, self.before.rpartition("\n")[2]
+        at, fits, last_fit, head, open_from = 0, True, end, end, end
+        for line in text[:end].split("\n"):
+            whole = line if at else own + line
+            at = min(at + len(line) + 1, end)
+            content = whole.strip()
+            # The last line may be unfinished, so that it is no head yet, or will be none.
+            open_from = head if fits else min(head, last_fit)
+            if content and _columns(whole) < wanted and not _CLOSES.fullmatch(content):
+                open_from = min(head, last_fit)
+                fits = content.endswith(_HEADS)
+                head = at if fits else head
+            if content and fits:
+                last_fit = at
+        return end if fits else min(head, last_fit), open_from
 
     def _began_inside(self, text: str) -> bool:
         first = self.before.rpartition("\n")[2] + text
@@ -163,6 +190,11 @@ class Ending:
                     continue
                 if number and line_start:
                     end = self._end_of_likes(text, line_start, number)
+                is_deeper = bool(line_start) and line.columns < _columns(
+                    text[line_start : places[index] + 1]
+                )
+                if is_deeper:
+                    end = self._end_before_head(text, end)
                 if self._is_repeated(text, (written, places), index, line_start, number, shared):
                     return end, open_from
                 if index + shared == len(written):
@@ -210,6 +242,20 @@ class Ending:
         blanks = _following(self.following).blanks
         return at - len(blanks) if text[:at].endswith(blanks) else at
 
+    def _end_before_head(self, text: str, end: int, *, is_open: bool = False) -> int:
+        """`end`, or where the line before it ends that begins a block (`else:`), if what
+        follows is not indented as that block. With `is_open` that line may be unfinished."""
+        kept = text[:end].rstrip()
+        start = kept.rfind("\n") + 1
+        content = kept[start:].lstrip()
+        is_head = content.startswith(_HEAD_WORDS) and (is_open or content.endswith(":"))
+        if is_open and content:
+            is_head = is_head or any(word.startswith(content) for word in _HEAD_WORDS)
+        if start and is_head:
+            wanted = _following(self.following).lines[0].columns
+            return self._end_before(text, start) if wanted <= _columns(kept[start:]) else end
+        return end
+
     def _end_of_likes(self, text: str, line_start: int, number: int) -> int:
         """Where the middle ends if a later line of what follows is repeated from `line_start` on:
         before what stands there in place of the lines that come before that one."""
@@ -229,7 +275,9 @@ class Ending:
             return len(text)
         after, line_start = _following(self.following), text.rfind("\n") + 1
         unfinished = _dense(text[line_start:])[0][:LIKE_START]
-        ends = [len(text)]
+        if not after.lines:
+            return len(text)
+        ends = [self._end_before_head(text, len(text), is_open=True)]
         for number, line in enumerate(after.lines[:-1]):
             begins = after.dense[line.at : line.at + line.size][:LIKE_START]
             if not unfinished:
@@ -250,8 +298,11 @@ class Ending:
         """Whether `shared` characters from `index` on are enough for the line of that number."""
         (written, places), after = dense, _following(self.following)
         line, at = after.lines[number], places[index]
-        if written[index] in _CLOSERS and (number or _depth(text[:at]) > 0):
-            return False  # it closes what the text itself has opened
+        if written[index] in _CLOSERS:
+            if number or _depth(text[:at]) > 0:
+                return False  # it closes what the text itself has opened
+            if line_start and _columns(text[line_start : at + 1]) == line.columns:
+                return shared >= line.size  # nothing can close twice
 
         def ends_line(count: int) -> bool:
             behind = index + count

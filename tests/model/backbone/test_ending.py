@@ -136,6 +136,18 @@ class TestRepetition:
     def test_what_looks_like_it_is_kept(self, text, following):
         assert kept(text, following) == text
 
+    def test_a_bracket_that_follows_cannot_be_closed_before(self):
+        following = "    }\n    return ' '.join(numbers)\n"
+        text = "        'nine': 9\n    }\n    numbers = numbers.split()\n"
+        assert kept(text, following) == "        'nine': 9\n"
+        assert kept("    a = {\n        b\n    }\n", following) == "    a = {\n        b\n    }\n"
+
+    def test_no_block_is_begun_for_what_follows_outside_of_it(self):
+        following = "    first = names.index(one)\n    second = names.index(two)\n"
+        text = "        return ()\n    else:\n        first = names.index(one)\n"
+        text += "        second = names.index(two)\n"
+        assert kept(text, following) == "        return ()\n"
+
     def test_it_is_found_where_it_begins_however_much_follows(self):
         following = "\n" + "".join(f"    value_{i} = {i}\n" for i in range(200))
         assert kept("a = 1\n    value_0 = 0\n    value_1 = 1\n", following) == "a = 1"
@@ -181,6 +193,15 @@ class TestOutside:
         assert kept("    x = 1\n\ny = 2", "    return x\n") == "    x = 1\n"
         assert kept("    x = 1\n\ny = 2", "\n    return x\n") == "    x = 1"
 
+    def test_what_follows_keeps_its_block(self):
+        text = (
+            "    for c in s:\n        if c == '7':\n            n += 1\n    return n\n\ndef g():\n"
+        )
+        following = "        n += (c == '7')\n    return n - 1\n"
+        assert kept(text, following) == "    for c in s:\n"
+        text = "        a.append(b)\n    return a\n\ndef g():\n"
+        assert kept(text, following) == "        a.append(b)\n"
+
     def test_fences_are_kept_where_there_are_some(self):
         assert kept("a\n```\nb", before="```python\n") == "a\n```\nb"
 
@@ -202,6 +223,9 @@ class TestOutside:
                 "```",
                 "\n    " + 30 * "b",
                 "\n    " + 25 * "b" + "cc",
+                "\n        if a:",
+                "\n            " + 30 * "b",
+                "\n  a:",
             ]
         )
     ).map("".join),
@@ -216,6 +240,7 @@ class TestOutside:
             "    a a a a\n    a a\n",
             "a(\n",
             "\n    )\n    a a a a a a a a a a a a a a a a a a\n",
+            "        " + 30 * "b" + "\n    a\n",
             "\n    " + 26 * "b" + "c\n    a\n    " + 30 * "b" + "\n",
         ]
     ),
