@@ -276,6 +276,8 @@ class Frame:
     accepted: int | None = None
     """Slots, from the left, that the backbone agreed with; the next one, if there is one, it wrote
     itself. None where nothing verifies."""
+    tokens: int = 0
+    """How many are decided so far, earlier canvases included."""
     text: str = ""
     """What is decided of the first hole, from its left edge on, earlier canvases included."""
     text_stays: bool = False

@@ -140,7 +140,7 @@ def read_config(directory: Path) -> TransformerConfig:
     if family is None:
         raise CheckpointError(
             f"{file} has model_type {raw.get('model_type')!r}; known are "
-            + ", ".join(map(repr, ("mezzotint", *FAMILIES)))
+            + ", ".join(map(repr, FAMILIES))
         )
     return _described(file, raw, family)
 

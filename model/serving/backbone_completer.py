@@ -268,6 +268,7 @@ class BackboneCompleter(EngineCompleter):
             step=stream.step,
             slots=tuple(self._tokenizer.decode([token]) for token in stream.drafted),
             accepted=stream.accepted,
+            tokens=len(stream.tokens),
             text=request.typed + text,
             text_stays=len(stream.fill.sequences) == 1,
             context=context,

@@ -132,7 +132,14 @@ class CanvasCompleter(EngineCompleter):
         # The last character may be decided in part only.
         text = self._text(decided, request.typed).rstrip("\ufffd")
         stays = len(sequence.fill.sequences) == 1 and request.remask is None
-        return Frame(step=sequence.step, slots=slots, text=text, text_stays=stays, context=context)
+        return Frame(
+            step=sequence.step,
+            slots=slots,
+            tokens=len(canvas.committed) - len(canvas.fill.typed) + sum(map(bool, slots)),
+            text=text,
+            text_stays=stays,
+            context=context,
+        )
 
 
 def _params(request: InfillRequest, length: int | None) -> tuple[CanvasParams, ...]:

@@ -38,7 +38,9 @@ class Metrics:
             registry=registry,
         )
         self._forwards = Counter(
-            "mezzotint_forwards", "Denoiser passes of finished infills.", registry=registry
+            "mezzotint_forwards",
+            "Passes over drafts and canvases.",
+            registry=registry,
         )
 
     def saw_fill(self, outcome: InfillResult | CompletionError | None, seconds: float) -> None:

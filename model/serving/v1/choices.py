@@ -48,9 +48,6 @@ async def choice(
 
     Ends, and with it the infill, as soon as one of `stops` is decided. Raises `CompletionError`.
     """
-    earlier = 0  # tokens of the canvases before this one
-    is_full = False
-    last: Frame | None = None
     async with contextlib.aclosing(fills.events(request, frames=watch or bool(stops))) as events:
         async for event in events:
             if isinstance(event, CompletionError):
@@ -58,9 +55,6 @@ async def choice(
             if isinstance(event, InfillResult):
                 yield _last(index, event, stops)
                 return
-            if last is not None and is_full:  # a canvas without masks is followed by another
-                earlier += _generated(last)
-            last, is_full = event, None not in event.slots
             settled = event.text if event.text_stays else ""
             text, is_over = until_stop(settled, stops, is_whole=False)
             if watch or is_over:
@@ -69,7 +63,7 @@ async def choice(
                     text=text,
                     state=text if is_over else whole_state(event),
                     context=event.context,
-                    tokens=earlier + _generated(event),
+                    tokens=event.tokens,
                     finish_reason="stop" if is_over else None,
                 )
             if is_over:
@@ -89,12 +83,11 @@ def _last(index: int, result: InfillResult, stops: Sequence[str]) -> Progress:
     )
 
 
-def _generated(frame: Frame) -> int:
-    return sum(1 for slot in frame.slots if slot)
-
-
 def whole_state(frame: Frame) -> str:
-    """The text of a frame, earlier canvases included, with `MASKED` for every open slot."""
+    """The text of a frame, earlier canvases included, with `MASKED` for every open slot. A draft
+    that was verified has none: what was wrong in it is gone."""
+    if frame.accepted is not None:
+        return frame.text
     decided = list(takewhile(lambda slot: slot is not None, frame.slots))
     rest = frame.slots[len(decided) :]
     return frame.text + "".join(MASKED if slot is None else slot for slot in rest)

@@ -90,6 +90,7 @@ class Scripted:
                     Frame(
                         step=len(frames) + 1,
                         slots=tuple(state),
+                        tokens=start + sum(slot is not None for slot in state),
                         text=earlier + "".join(left),
                         text_stays=self.text_stays,
                         context=ContextSize(tokens=20, dropped=3),
