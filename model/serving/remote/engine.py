@@ -8,7 +8,8 @@ What such an engine cannot do is done in another way, or refused:
 * Further candidates are further questions, drawn at `temperature`.
 * A deadline ends the answer where it is; where nothing has come, that is an error.
 * `steps`, `policy` and what belongs to them say how to denoise, and the budgets in tokens what
-  our own engine reads: they make no difference. There are no frames. `length_of` is refused: it measures our own engine.
+  our own engine reads: they make no difference. There are no frames. `length_of` is refused: it
+  measures our own engine.
 * A confidence is the product of the tokens' probabilities, without the end's, which no engine
   tells; NaN where it tells none.
 """
