@@ -219,7 +219,7 @@ def engine_of(model: Transformer, *, drafts: bool = False) -> Iterator[Engine]:
     runner = CudaRunner(forward, denoiser=denoiser if drafts else None, cache_bytes=CACHE_BYTES)
     vocabulary = BackboneVocabulary(
         end_ids=frozenset({VOCAB_SIZE - 1}),
-        forbidden=torch.zeros(VOCAB_SIZE, dtype=torch.bool, device=DEVICE),
+        forbidden=torch.zeros(0, dtype=torch.long, device=DEVICE),
     )
     drafters = [GuessDrafter(), *([DenoiserDrafter(runner, denoiser)] if drafts else [])]
     engine = Engine(VerifyingDecoder(runner, vocabulary, NoBytes(), drafters))

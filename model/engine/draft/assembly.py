@@ -26,8 +26,8 @@ def backbone_engine(
     """An engine around what computes a backbone, and a denoiser that drafts for it, if there is
     one. Raises `ValueError` for too small a cache."""
     runner = runner_for(forward, denoiser=denoiser, cache_bytes=cache_bytes)
-    forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=runner.device)
-    forbidden[list(tokenizer.special_ids - tokenizer.end_ids)] = True
+    never = sorted(tokenizer.special_ids - tokenizer.end_ids)
+    forbidden = torch.tensor(never, dtype=torch.long, device=runner.device)
     vocabulary = BackboneVocabulary(end_ids=tokenizer.end_ids, forbidden=forbidden)
     drafters: list[Drafter] = [GuessDrafter(), RepetitionDrafter()]
     if denoiser is not None:

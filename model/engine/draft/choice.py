@@ -26,8 +26,8 @@ class BackboneVocabulary:
     end_ids: frozenset[int]
     """Tokens with which a middle or a text ends."""
     forbidden: Tensor
-    """(V,) bool: ids that are never chosen: special tokens that end nothing, and rows of the
-    embedding without a token."""
+    """Ids that are never chosen: special tokens that end nothing, and rows of the embedding without
+    a token."""
 
     @property
     def end_id(self) -> int:
@@ -56,53 +56,51 @@ def chosen(
     """Of each place the token and its probability; None where the logits are not finite.
 
     All ends count as one token, `BackboneVocabulary.end_id`. The probability is the backbone's own
-    among what may be chosen, before temperature and top-p.
+    among what may be chosen, before temperature and top-p. The logits are overwritten: a copy of
+    them takes longer than all the rest.
     """
-    logits = logits_MV.float().masked_fill(vocabulary.forbidden, -math.inf)
+    logits = logits_MV
+    logits[:, vocabulary.forbidden] = -math.inf
     ends = torch.tensor(sorted(vocabulary.end_ids), device=logits.device)
     end = logits[:, ends].logsumexp(dim=1)
     logits[:, ends] = -math.inf
     logits[:, vocabulary.end_id] = end
     for row, place in enumerate(places):
         if place.allowed is not None:
-            kept = torch.full_like(logits[row], -math.inf)
             index = torch.tensor(list(place.allowed), device=logits.device)
-            kept[index] = logits[row, index]
-            logits[row] = kept
+            kept = logits[row, index]
+            logits[row] = -math.inf
+            logits[row, index] = kept
         if place.refused:
             logits[row, list(place.refused)] = -math.inf
         if not place.may_end:
             logits[row, vocabulary.end_id] = -math.inf
-    total = logits.logsumexp(dim=1)
-    tokens = logits.argmax(dim=1)
+    top, tokens = logits.max(dim=1)
+    weights = logits.sub_(top[:, None]).exp_()
     for row, place in enumerate(places):
         if place.params.temperature > 0:
-            tokens[row] = _drawn(logits[row], place)
-    found = (logits.gather(1, tokens[:, None])[:, 0] - total).exp()
+            tokens[row] = _drawn(weights[row], place)
+    found = weights.gather(1, tokens[:, None])[:, 0] / weights.sum(dim=1)
     return [
         (token, probability) if math.isfinite(probability) else None
         for token, probability in zip(tokens.tolist(), found.tolist(), strict=True)
     ]
 
 
-def _drawn(logits_V: Tensor, place: Place) -> Tensor:
-    """A token by inversion of the tempered distribution's cumulative sum."""
-    top = logits_V.max()
-    weights = ((logits_V - top) / place.params.temperature).softmax(dim=0)
+def _drawn(weights_V: Tensor, place: Place) -> Tensor:
+    """A token by inversion of the tempered distribution's cumulative sum; the largest weight is
+    1."""
+    weights = weights_V ** (1 / place.params.temperature)
     if place.params.top_p < 1:  # the smallest set of the likeliest that reaches top_p
         descending, order = weights.sort(descending=True, stable=True)
-        before = descending.cumsum(dim=0) - descending
-        weights = weights.masked_fill(
-            torch.zeros_like(weights, dtype=torch.bool).scatter(
-                0, order, before >= place.params.top_p
-            ),
-            0.0,
-        )
+        before = (descending.cumsum(dim=0) - descending) / descending.sum()
+        cut = torch.zeros_like(weights, dtype=torch.bool)
+        weights = weights.masked_fill(cut.scatter(0, order, before >= place.params.top_p), 0.0)
     cumulative = weights.double().cumsum(dim=0)
     goal = uniform(place.params.seed, place.number) * cumulative[-1]
     # Right of equal sums, so that a token of weight 0 is never drawn.
     index = torch.searchsorted(cumulative, goal, right=True)
-    return index.clamp(max=len(logits_V) - 1)
+    return index.clamp(max=len(weights_V) - 1)
 
 
 def uniform(seed: int, number: int) -> float:

@@ -30,7 +30,7 @@ class Letters:
 
     vocabulary = BackboneVocabulary(
         end_ids=frozenset({60, 61}),
-        forbidden=torch.tensor([i in (56, 57, 58, 59, 62, 63) for i in range(VOCAB_SIZE)]),
+        forbidden=torch.tensor([56, 57, 58, 59, 62, 63]),
     )
 
     def __init__(self) -> None:

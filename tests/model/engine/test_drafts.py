@@ -85,9 +85,7 @@ class TestTree:
 
 
 class TestChoice:
-    VOCABULARY = BackboneVocabulary(
-        end_ids=frozenset({8, 9}), forbidden=torch.tensor([False] * 7 + [True, False, False])
-    )
+    VOCABULARY = BackboneVocabulary(end_ids=frozenset({8, 9}), forbidden=torch.tensor([7]))
 
     def rows(self, **logits: float) -> torch.Tensor:
         row = torch.zeros(10)
@@ -132,7 +130,7 @@ class TestChoice:
         drawn = set()
         for seed in range(60):
             params = SamplingParams(policy="verified", temperature=1.0, top_p=0.6, seed=seed)
-            (choice,) = chosen(logits, [Place(params, seed)], self.VOCABULARY)
+            (choice,) = chosen(logits.clone(), [Place(params, seed)], self.VOCABULARY)
             assert choice is not None
             drawn.add(choice[0])
         assert drawn == {1, 2}

@@ -447,7 +447,7 @@ class TestCandidates:
 
         def kept(batch: Items[NewRows]) -> list[Verdict]:
             found = run(batch)
-            logits.append(found[0].logits[0])
+            logits.append(found[0].logits[0].clone())
             return found
 
         runner_of(engine).run = kept  # type: ignore[method-assign]

@@ -375,7 +375,7 @@ def both_engines() -> Iterator[tuple[Engine, Engine]]:
     engines = []
     for runner in runners(num_pages=128):
         vocabulary = BackboneVocabulary(
-            end_ids=frozenset({319}), forbidden=torch.zeros(320, dtype=torch.bool)
+            end_ids=frozenset({319}), forbidden=torch.zeros(0, dtype=torch.long)
         )
         engines.append(Engine(VerifyingDecoder(runner, vocabulary, NoBytes(), [GuessDrafter()])))
     yield engines[0], engines[1]
