@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=training.windows, help="windows a step")
     parser.add_argument("--canvases", type=int, default=shape.canvases, help="canvases a window")
     parser.add_argument(
-        "--passes", type=int, default=4,
+        "--passes", type=int, default=2,
         help="times that a text is come back to, with other canvases",
     )  # fmt: skip
     parser.add_argument("--slots", type=int, default=shape.slots, help="slots of most canvases")

@@ -27,7 +27,7 @@ from model.training import distributed
 from model.training.loss import Encoded, canvases, encode
 from model.training.windows import Window, WindowSampler, WindowShape, load_documents
 
-HELD_OUT_SHAPE = WindowShape(canvases=40)
+HELD_OUT_SHAPE = WindowShape(canvases=40, branches=4)
 """Of the windows that score: the same whatever trains, so that runs can be compared."""
 HOLE_TOKENS = 24
 """How many tokens a hole has, for its end to be looked for in, where there are so many."""

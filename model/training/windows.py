@@ -41,8 +41,9 @@ NEAR_END_SHARE = 0.4
 MASKED_SHARE = 0.7
 """Canvases that show nothing but their first slot, as a draft begins."""
 MOST_KNOWN = 0.8
-TEXTS_AT_ONCE = 8
-"""Texts between which a step's canvases change where there are several passes."""
+TEXTS_AT_ONCE = 64
+"""Texts between which canvases change where there are several passes. With eight, each was learnt
+by heart before the next ones came (docs/experiments.md)."""
 FAR_SHARES = (1.0, 1.0, 0.5, 0.125, 0.0)
 """Of the budget of far text: a file may begin, and a cursor just have come there."""
 NO_SOURCE = -1
@@ -74,8 +75,8 @@ class WindowShape:
     suffix_tokens: int = 128
     plain_tokens: int = 1024
     """Of a window without holes."""
-    branches: int = 4
-    canvases: int = 192
+    branches: int = 2
+    canvases: int = 96
     """A window's, in all."""
     slots: int = 8
     wide_slots: int = 16

@@ -16,6 +16,7 @@ from model.backbone.checkpoint import Backbone
 from model.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from model.denoiser import checkpoint as checkpoint_module
 from model.training import trainer as trainer_module
+from model.training import windows as windows_module
 from model.training.corpus import Document
 from model.training.progress import held_out_scores
 from model.training.trainer import StepFigures, Trainer, TrainingConfig, draft_vocabulary
@@ -117,9 +118,11 @@ def test_an_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_on
 
 
 def test_what_is_kept_of_a_text_is_what_the_backbone_says_of_it(
-    make_trainer: Callable[..., Trainer],
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ):
     """A text comes again with other canvases; the backbone is asked once."""
+    for module in (windows_module, trainer_module):
+        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 8)
     trainer = make_trainer()
     asked: list[int] = []
     rows = trainer.forward.rows
