@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from dataclasses import fields
 from itertools import islice
 
 import pytest
@@ -14,7 +15,8 @@ from model.training.windows import Window, WindowSampler
 
 
 def same(a: Window, b: Window) -> bool:
-    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in Window.__slots__[1:])
+    _, *names = (field.name for field in fields(Window))
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 # Python warns of forks beside threads; the workers use none of their parent's.

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -25,7 +25,8 @@ def sampler_of(
 
 
 def same(a: Window, b: Window) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in Window.__slots__[1:])
+    _, *names = (field.name for field in fields(Window))
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 def test_a_window_is_the_same_each_time_and_another_one_by_its_number(sampler: WindowSampler):
