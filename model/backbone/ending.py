@@ -193,11 +193,14 @@ class Ending:
                 is_deeper = bool(line_start) and line.columns < _columns(
                     text[line_start : places[index] + 1]
                 )
-                if is_deeper:
+                if is_deeper or (number and line_start):
                     end = self._end_before_head(text, end)
                 if self._is_repeated(text, (written, places), index, line_start, number, shared):
                     return end, open_from
-                if index + shared == len(written):
+                is_closer = line_start is None and written[index] in _CLOSERS
+                if index + shared == len(written) or (
+                    is_closer and "\n" not in text[places[index] :]
+                ):
                     open_from = min(open_from, end)
         return None, min(open_from, self._end_of_doubtful(text))
 
@@ -301,13 +304,16 @@ class Ending:
         if written[index] in _CLOSERS:
             if number or _depth(text[:at]) > 0:
                 return False  # it closes what the text itself has opened
+            # Nothing can be closed twice.
             if line_start and _columns(text[line_start : at + 1]) == line.columns:
-                return shared >= line.size  # nothing can close twice
+                return shared >= line.size
+            if line_start is None and _is_last_of_line(text, at):
+                return True
 
         def ends_line(count: int) -> bool:
             behind = index + count
-            stop = places[behind] if behind < len(places) else len(text)
-            return "\n" in text[places[behind - 1] : stop]
+            rest = text[places[behind - 1] + 1 :]
+            return rest.lstrip(" \t").startswith(("\n", "#", "//"))
 
         is_all = line.at + shared == len(after.dense) and after.is_all
         if line_start is None:
@@ -401,6 +407,12 @@ def _depth(text: str) -> int:
         elif char in _CLOSERS:
             depth -= 1
     return depth
+
+
+def _is_last_of_line(text: str, at: int) -> bool:
+    """Whether nothing is opened behind the bracket at `at` in its line, which is whole."""
+    rest, line_end, _ = text[at + 1 :].partition("\n")
+    return bool(line_end) and not any(char in rest for char in "([{")
 
 
 def _is_like(one: str, other: str) -> bool:

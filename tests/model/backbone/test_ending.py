@@ -84,6 +84,8 @@ class TestRepetition:
             ("a, b)\n    c()", ")\n    c()\n    d()\n", "a, b"),
             ("a, f(b))\n", ")\n    c()\n", "a, f(b)"),
             ("a) + g(b)\n", ")\n    c()\n", "a) + g(b"),
+            ("S)\n\n    q", ").T\n\n    p\n", "S"),  # and closes nothing twice
+            ("o in s])  # code\n", " in s])\n", "o"),
             ("x > 0:\n", ":\n        return x\n", "x > 0"),
             ("x in numbers if x:\n", " if x:\n    y\n", "x in numbers"),
             ("\":\" + x)\n", ")\n", "\":\" + x"),
@@ -147,6 +149,11 @@ class TestRepetition:
         text = "        return ()\n    else:\n        first = names.index(one)\n"
         text += "        second = names.index(two)\n"
         assert kept(text, following) == "        return ()\n"
+
+    def test_no_block_is_begun_in_place_of_the_one_that_follows(self):
+        following = "\n        if n % i == 0:\n            return False\n    return None\n"
+        text = "    for i in s:\n        if len(string) % i == 0:\n            return False\n"
+        assert kept(text + "    return None\n", following) == "    for i in s:"
 
     def test_it_is_found_where_it_begins_however_much_follows(self):
         following = "\n" + "".join(f"    value_{i} = {i}\n" for i in range(200))
