@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model.backbone.catalogue import known, seal
-
 # importlib mode, in which pytest runs, leaves the tests' own helpers out.
 sys.path.append(str(Path(__file__).parent))
 from code_server import CodeServer
+from default_model import put_default_model
 from project import PATIENT, SCRIPTED_COMMAND, Project
 from window import Window
 
@@ -59,15 +58,6 @@ class ProcessWatch:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-
-
-def put_default_model(directory: Path) -> None:
-    """Have `directory` hold what passes for the default model, as long as nobody reads it."""
-    wanted = known("")
-    directory.mkdir()
-    with (directory / wanted.file_name).open("wb") as file:
-        file.truncate(wanted.num_bytes)
-    (directory / seal(wanted).name).write_text(f"{wanted.sha256}  {wanted.file_name}\n")
 
 
 @contextmanager

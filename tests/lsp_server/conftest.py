@@ -13,13 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from default_model import put_default_model
 from lsprotocol import types
 from pygls.exceptions import JsonRpcMethodNotFound
 from pygls.protocol import default_converter
 from pytest_lsp import LanguageClient
 from pytest_lsp.client import DEFAULT_CLIENT_FEATURES, register_lsp_features
-
-from model.backbone.catalogue import known, seal
 
 # The tests are no package (importmode=importlib), and the session runs this file as a script.
 HERE = Path(__file__).parent
@@ -181,12 +180,7 @@ def default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine that has the default model: a file of its size without a byte on the disk, which
     fake engines do not read."""
     monkeypatch.setenv("MEZZOTINT_MODELS", str(tmp_path / "models"))
-    wanted = known("")
-    wanted.path.parent.mkdir()
-    with wanted.path.open("wb") as file:
-        file.truncate(wanted.num_bytes)
-    seal(wanted).write_text(f"{wanted.sha256}  {wanted.file_name}\n")
-    return wanted.path
+    return put_default_model(tmp_path / "models")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from default_model import put_default_model
 
+from model.backbone.catalogue import default_backbone
 from model.evaluation import replay
 from model.evaluation.replay_curve import (
     confidence_curve,
@@ -227,8 +229,10 @@ Server = Callable[[Sequence[dict[str, Any]]], list[str]]
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Server:
-    """The command of a server that follows a script."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The command of a server that follows a script, on a machine that has the default model."""
+    monkeypatch.setenv("MEZZOTINT_MODELS", str(tmp_path / "models"))
+    put_default_model(tmp_path / "models")
 
     def command(script: Sequence[dict[str, Any]]) -> list[str]:
         (tmp_path / "script.json").write_text(json.dumps(script), "utf-8")
@@ -514,9 +518,10 @@ def test_a_plot_with_nothing_shown_anywhere_is_still_a_plot(tmp_path: Path):
 
 
 @pytest.mark.slow
-async def test_the_shipped_checkpoint_answers_a_persons_keystrokes(tmp_path: Path):
+@pytest.mark.skipif(default_backbone() is None, reason="`mezzotint download` fetches the model")
+async def test_the_default_model_answers_a_persons_keystrokes(tmp_path: Path):
     place = region("return width", head="def area(width, height):\n    ", then=" * height\n")
-    settings = {"maxNewTokens": 8, "steps": 1}
+    settings = {"maxNewTokens": 8}
     log = await live(
         list(replay.OWN_SERVER),
         place,
