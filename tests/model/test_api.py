@@ -41,7 +41,6 @@ def test_a_fixed_number_of_steps_leaves_no_choice_to_another_policy() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"policy": "autoregressive", "between": ("x",)}, "leave out `between`"),
         ({"policy": "autoregressive", "steps": 3}, "leave out the policy 'autoregressive'"),
         ({"policy": "autoregressive", "remask": 0.1}, "leave out `remask`"),
         ({"policy": "left-to-right", "remask": 0.1}, "leave out `remask`"),
@@ -89,15 +88,9 @@ def test_importing_the_interface_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"lengths": (0,)},
-        {"lengths": (65,)},
-        {"lengths": (1,) * 33},
-        {"lengths": (1,), "between": ("x",)},
-        {"lengths": (1,), "length_of": "x"},
-    ],
-)
-def test_lengths_that_cannot_be_tried_are_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequestError, match="lengths"):
-        InfillRequest(prefix="", **fields)  # pyright: ignore[reportArgumentType]
+    "fields", [{"avoid": ("x",) * 17}, {"avoid": ("x",), "between": ("y",)}, {"max_lines": 0},
+               {"min_indent": -1}, {"prefix_tokens": 1}, {"suffix_tokens": -1}],
+)  # fmt: skip
+def test_what_a_backbone_cannot_be_asked_for_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=next(iter(fields))):
+        InfillRequest(prefix="", **fields)
