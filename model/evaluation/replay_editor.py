@@ -250,6 +250,7 @@ class _Client(LanguageClient):
         self._stderr = ""
         self._stderr_reader: asyncio.Task[None] | None = None
         self._ended: str | None = None
+        self._end: asyncio.Future[None] | None = None
         # pygls writes attributes on handlers, which bound methods do not have.
         self.feature("mezzotint/status")(lambda status: self._on_status(status))
         self.feature("mezzotint/answer")(lambda answer: self._on_answer(answer))
@@ -271,6 +272,7 @@ class _Client(LanguageClient):
 
     async def start_io(self, cmd: str, *args: str, **kwargs: Any) -> None:
         """Start the server, and listen to what it logs lest the pipe fill up."""
+        self._end = asyncio.get_running_loop().create_future()
         await super().start_io(cmd, *args, **kwargs)
         self._stderr_reader = asyncio.create_task(self._read_stderr(self._process))
 
@@ -292,6 +294,8 @@ class _Client(LanguageClient):
         last_line = self._stderr.strip().rpartition("\n")[2]
         ended = f"the language server ended with status {server.returncode}"
         self._ended = f"{ended}: {last_line}" if last_line else ended
+        assert self._end is not None
+        self._end.set_result(None)
 
     async def answered(self, future: Awaitable[_T], timeout_s: float) -> _T:
         """The answer to a request. Raises `asyncio.TimeoutError` and `ServerError`."""
@@ -299,7 +303,10 @@ class _Client(LanguageClient):
         # Whoever has given up on it must not be told at exit that it failed.
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._ended is None:
-            await asyncio.wait({answer}, timeout=max(timeout_s, 0))
+            # A request that goes out while the end is being found out is answered by nobody.
+            ends = {answer} if self._end is None else {answer, self._end}
+            until = asyncio.FIRST_COMPLETED
+            await asyncio.wait(ends, timeout=max(timeout_s, 0), return_when=until)
         if self._ended is not None:
             raise ServerError(self._ended)
         if not answer.done():
