@@ -342,9 +342,10 @@ def test_all_folders_of_a_workspace_share_a_server_and_another_folder_brings_ano
 
 WALKTHROUGH = (
     "The server sets itself up",
+    "Get the model",
     "Take what you like with Tab",
     "Fill holes",
-    "Watch it being denoised",
+    "Watch it being drafted and verified",
 )
 
 
@@ -375,7 +376,7 @@ def test_the_walkthrough_shows_its_steps_and_ticks_off_what_happens(
 
     steps.filter(has_text="Fill holes").click()
     media = window.page.frame_locator("iframe.webview.ready").frame_locator("#active-frame")
-    media.get_by_text("Both holes are filled in one pass").wait_for()
+    media.get_by_text("Both holes are filled by one command").wait_for()
     # VS Code has a markup of its own for this text.
     text = "Alt+Shift+\\ fills at the cursor, or what is selected; one command fills every ... and"
     steps.filter(has_text="Fill holes").filter(has_text=text).wait_for()
