@@ -17,6 +17,7 @@ from typing import Any
 from lsp_server.context import DocumentError
 from model.api import CompletionError
 from model.evaluation import calibration, generation, infilling, repair, sweep
+from model.evaluation.report import commit
 from model.evaluation.sandbox import SandboxError
 
 COMMANDS = {
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return replay.main(arguments[1:])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = parse_args(arguments)
+    commit()  # of what runs now, not of what may be checked out when it ends
     try:
         figures = args.module.run(args)
     except (ValueError, OSError, DocumentError, CompletionError, SandboxError) as error:

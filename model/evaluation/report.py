@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,12 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def commit() -> str | None:
-    """This code's git commit, with `+` behind it when files differ; None outside a repository."""
+    """This code's git commit, with `+` behind it when files differ; None outside a repository.
+
+    As it was when this was asked first: whoever measures for long asks before.
+    """
     here = Path(__file__).parent
     answers: list[str] = []
     for question in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
