@@ -276,7 +276,12 @@ class BackboneCompleter(EngineCompleter):
 
 
 def _ending(request: InfillRequest) -> Ending:
-    return Ending(request.suffix, request.max_lines, request.min_indent)
+    return Ending(
+        request.suffix,
+        request.max_lines,
+        request.min_indent,
+        before=request.prefix + request.typed,
+    )
 
 
 def _params(request: InfillRequest, policy: str) -> tuple[SamplingParams, ...]:
