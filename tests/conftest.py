@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Kernels are tested in triton's interpreter, which has to be chosen before anybody imports triton.
+os.environ["TRITON_INTERPRET"] = "1"
 
 # The tests are no package (importmode=importlib).
 sys.path.append(str(Path(__file__).parent))

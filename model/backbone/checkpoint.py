@@ -90,8 +90,13 @@ def open_backbone(path: Path) -> OpenedBackbone:
                     file, config, device=device, dtype=dtype
                 ),
             )  # fmt: skip
-        config = read_causal_config(path)
-        digest = beside.submit(digest_of, weight_files(path))
+        config, files = read_causal_config(path), weight_files(path)
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise CheckpointError(
+                f"{path} lacks {', '.join(missing)}; fetch the checkpoint again (only safetensors "
+                "are read)"
+            )
+        digest = beside.submit(digest_of, files)
         tokenizer = BackboneTokenizer.from_directory(path, config)
         return OpenedBackbone(
             config, tokenizer, path, digest.result(), _template_in(path),

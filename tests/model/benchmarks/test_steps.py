@@ -27,8 +27,11 @@ async def test_the_floor_counts_what_a_row_has_to_read(setting: Setting) -> None
     finally:
         await completer.close()
     matrices = {512 * 64: 1, 64 * 64: 2 * 2, 64 * 32: 2 * 2, 64 * 96: 3 * 2}  # head; q, o; k, v
-    assert weight_bytes(forward) == 4 * sum(size * count for size, count in matrices.items())
-    assert kept_bytes(forward) == 4 * 2 * 2 * 2 * 16  # layers, keys and values, heads, dimension
+    width = forward.kv_dtype.itemsize
+    assert weight_bytes(forward) == width * sum(size * count for size, count in matrices.items())
+    assert (
+        kept_bytes(forward) == width * 2 * 2 * 2 * 16
+    )  # layers, keys and values, heads, dimension
 
 
 def test_only_contexts_that_the_model_reads_are_measured(setting: Setting) -> None:
