@@ -90,16 +90,16 @@ def open_backbone(path: Path) -> OpenedBackbone:
                     file, config, device=device, dtype=dtype
                 ),
             )  # fmt: skip
-        config, files = read_causal_config(path), weight_files(path)
+        config = read_causal_config(path)
+        tokenizer = BackboneTokenizer.from_directory(path, config)
+        files = weight_files(path)
         if missing := [file.name for file in files if not file.is_file()]:
             raise CheckpointError(
                 f"{path} lacks {', '.join(missing)}; fetch the checkpoint again (only safetensors "
                 "are read)"
             )
-        digest = beside.submit(digest_of, files)
-        tokenizer = BackboneTokenizer.from_directory(path, config)
         return OpenedBackbone(
-            config, tokenizer, path, digest.result(), _template_in(path),
+            config, tokenizer, path, digest_of(files), _template_in(path),
             lambda device, dtype: load_transformer(path, config, device=device, dtype=dtype),
         )  # fmt: skip
 
