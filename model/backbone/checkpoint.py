@@ -6,8 +6,7 @@ Nothing of a checkpoint is run: weights are read as numbers, the tokenizer as da
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from model.api import CheckpointError
 from model.backbone import gguf_model
 from model.backbone.catalogue import KNOWN, checked
+from model.backbone.digest import sha256_of
 from model.backbone.gguf_file import MAGIC, SUFFIX, GgufFile
 from model.backbone.tokenizer import BackboneTokenizer
 from model.families.configs import CONFIG, is_causal, read_causal_config, read_json
@@ -81,7 +81,7 @@ def open_backbone(path: Path) -> OpenedBackbone:
         if path.is_file():
             file = GgufFile(path)
             config = gguf_model.read_config(file)
-            digest = beside.submit(lambda: _known_digest(path) or digest_of([path]))
+            digest = beside.submit(lambda: _known_digest(path) or sha256_of(path))
             tokenizer = BackboneTokenizer.from_gguf(file, config)
             template = file.metadata.get("tokenizer.chat_template")
             return OpenedBackbone(
@@ -99,7 +99,7 @@ def open_backbone(path: Path) -> OpenedBackbone:
                 "are read)"
             )
         return OpenedBackbone(
-            config, tokenizer, path, digest_of(files), _template_in(path),
+            config, tokenizer, path, sha256_of(*files), _template_in(path),
             lambda device, dtype: load_transformer(path, config, device=device, dtype=dtype),
         )  # fmt: skip
 
@@ -114,16 +114,6 @@ def load_backbone(
 def _known_digest(path: Path) -> str | None:
     """Of a file of the catalogue, which was checked when it came."""
     return next((known.sha256 for known in KNOWN.values() if checked(known) == path), None)
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    """SHA-256 of the files' content, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

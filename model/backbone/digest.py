@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 
 
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal digits. Raises `OSError`."""
+def sha256_of(*files: Path) -> str:
+    """The SHA-256 of files' bytes, one after the other, in hexadecimal digits. Raises `OSError`."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from model.api import Policy
 
@@ -116,9 +116,6 @@ class Fill:
     def is_done(self) -> bool:
         """Whether every candidate is done."""
         return all(sequence.is_done for sequence in self.sequences)
-
-
-AnySequence = TypeVar("AnySequence", bound=Sequence)
 
 
 class Decoder(Protocol):
