@@ -17,7 +17,7 @@ from pygls.workspace import TextDocument
 from lsp_server import window
 from lsp_server.completion import Reason
 from lsp_server.confidence import told
-from lsp_server.documents import locate, position_at
+from lsp_server.documents import offsets, position_at
 from lsp_server.fill import Filled, Filling, Progress
 from lsp_server.server import ACCEPTED, MezzotintServer
 from lsp_server.settings import SECTION
@@ -83,7 +83,7 @@ async def _fill_span(
     if isinstance(document, str):
         return _result(None, reason=document)
     filler = await ls.filler()  # first: while we wait, the document may change
-    start, end = _offsets(document, span)
+    start, end = offsets(document.lines, document.position_codec, span)
     snapshot = ls.snapshot(document, document.source, start)
     on_frame = _frame_sender(ls, argument.get("frames"))
     return await _fill(
@@ -116,16 +116,16 @@ def _frame_sender(ls: MezzotintServer, token: object) -> FrameListener | None:
 async def on_fill_holes(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
     """`mezzotint.fill.holes`."""
     argument = _argument(arguments, HOLES)
-    within = argument.get("range")
-    span = None if within is None else _range(within, HOLES)
+    raw = argument.get("range")
+    span = None if raw is None else _range(raw, HOLES)
     document = _document(ls, argument)
     if isinstance(document, str):
         return _result(None, reason=document)
     filler = await ls.filler()
     snapshot = ls.snapshot(document, document.source, 0)
-    offsets = None if span is None else _offsets(document, span)
+    within = None if span is None else offsets(document.lines, document.position_codec, span)
     return await _fill(
-        ls, HOLES, document, argument, lambda report: filler.holes(snapshot, report, offsets)
+        ls, HOLES, document, argument, lambda report: filler.holes(snapshot, report, within)
     )
 
 
@@ -257,13 +257,6 @@ def _range(raw: object, command: str) -> types.Range:
         raise _invalid(command, "a range with start and end")
     ends = cast("Mapping[str, object]", raw)
     return types.Range(_position(ends.get("start"), command), _position(ends.get("end"), command))
-
-
-def _offsets(document: TextDocument, span: types.Range) -> tuple[int, int]:
-    """Where a client's range begins and ends, in characters of the document as it is now."""
-    lines, codec = document.lines, document.position_codec
-    start, end = sorted(locate(lines, codec, at).offset for at in (span.start, span.end))
-    return start, end
 
 
 def _invalid(command: str, wanted: str) -> JsonRpcInvalidParams:

@@ -22,16 +22,53 @@ class LspDocument(TextDocument):
     """A document whose lines end where LSP says: at `\\n`, `\\r\\n` and `\\r` only.
 
     pygls uses `str.splitlines`, which also breaks at form feeds and U+2028; every edit below
-    one would then land on the wrong line.
+    one would then land on the wrong line. It also puts an edit past a line's end elsewhere than
+    there, and counts the characters of a line one by one.
     """
+
+    _lines: list[str] | None = None
+    """Made anew by every edit: somebody may still be reading those of an older version."""
+
+    @property
+    def source(self) -> str:
+        """The text."""
+        if self._source is None and self._lines is not None:
+            self._source = "".join(self._lines)
+        return super().source
 
     @property
     def lines(self) -> Sequence[str]:
         """The lines with their ends; the last one is what follows the last line end, or ""."""
-        lines = list(io.StringIO(self.source, newline=""))
-        if not lines or lines[-1].endswith(("\n", "\r")):
-            lines.append("")
-        return lines
+        if self._lines is None:
+            self._lines = _split(self.source)
+        return self._lines
+
+    def apply_change(self, change: types.TextDocumentContentChangeEvent) -> None:
+        """Change the text as the client did."""
+        if not isinstance(change, types.TextDocumentContentChangePartial):
+            self._source, self._lines = change.text, None
+            return
+        lines, ends = self.lines, (change.range.start, change.range.end)
+        (first, start), (last, end) = sorted(_clamped(lines, self.position_codec, p) for p in ends)
+        text = lines[first][:start] + change.text + lines[last][end:]
+        if first and lines[first - 1].endswith("\r"):  # a `\n` that comes behind it is part of it
+            first -= 1
+            text = lines[first] + text
+        changed = _split(text)
+        if last < len(lines) - 1:
+            changed.pop()  # what follows the last line end is there already
+        self._lines = [*lines[:first], *changed, *lines[last + 1 :]]
+        self._source = None
+
+
+def _split(text: str) -> list[str]:
+    if "\r" not in text:  # several times as fast, which tells in files of one long line
+        *ended, last = text.split("\n")
+        return [*(f"{line}\n" for line in ended), last]
+    lines = list(io.StringIO(text, newline=""))
+    if not lines or lines[-1].endswith(("\n", "\r")):
+        lines.append("")
+    return lines
 
 
 class LspWorkspace(Workspace):
@@ -71,28 +108,69 @@ def locate(lines: Sequence[str], codec: PositionCodec, position: types.Position)
     Past the end of a line means its end, past the last line the end of the document. A position
     inside a character (a surrogate pair, a UTF-8 sequence) means the end of that character.
     """
-    # Clamped here, because pygls counts the line end as part of the line (so that a column may
-    # fall between `\r` and `\n`) and takes a last line without one to be a character shorter.
+    number, column = _clamped(lines, codec, position)
+    before = lines[number][:column]
+    # Backwards: `\w*$` would be tried at every character of every word.
+    word = re.compile(r"\w*").match(before[::-1])
+    return Place(
+        types.Position(number, num_units(before, codec)),
+        sum(map(len, lines[:number])) + column,
+        word.group()[::-1] if word else "",
+    )
+
+
+def _clamped(
+    lines: Sequence[str], codec: PositionCodec, position: types.Position
+) -> tuple[int, int]:
+    """Line and column of a client's position, in characters."""
     number = min(position.line, len(lines) - 1)
     line = lines[number].rstrip("\r\n")
-    units = codec.client_num_units(line)
-    if position.line == number:
-        units = min(units, position.character)
-    place = codec.position_from_client_units((line,), types.Position(0, units))
-    before = line[: place.character]
-    word = re.search(r"\w*$", before)
-    return Place(
-        types.Position(number, codec.client_num_units(before)),
-        sum(map(len, lines[:number])) + place.character,
-        word.group() if word else "",
-    )
+    return number, len(line) if position.line > number else _column(line, codec, position.character)
+
+
+def offsets(lines: Sequence[str], codec: PositionCodec, span: types.Range) -> tuple[int, int]:
+    """Where a client's range begins and ends, in characters, in this order."""
+    start, end = sorted(locate(lines, codec, at).offset for at in (span.start, span.end))
+    return start, end
+
+
+def num_units(text: str, codec: PositionCodec) -> int:
+    """How many of the client's units `text` takes."""
+    if text.isascii():
+        return len(text)
+    encoding, size = _ENCODINGS.get(codec.encoding, ("utf-16-le", 2))
+    return len(text.encode(encoding, "surrogatepass")) // size
+
+
+_ENCODINGS = {
+    types.PositionEncodingKind.Utf8: ("utf-8", 1),
+    types.PositionEncodingKind.Utf32: ("utf-32-le", 4),
+}
+_MAX_UNITS = 4
+"""Of one character."""
+
+
+def _column(line: str, codec: PositionCodec, units: int) -> int:
+    """How many characters of `line` take the first `units` of the client's units.
+
+    In steps that shrink as fast as what is left to go back over: no slower than counting.
+    """
+    column = min(units, len(line))  # no character takes less than one
+    excess = num_units(line[:column], codec) - units
+    while excess > 0:
+        step = max(1, excess // _MAX_UNITS)
+        excess -= num_units(line[column - step : column], codec)
+        if excess < 0:
+            break  # the position is inside of this character
+        column -= step
+    return column
 
 
 def position_at(lines: Sequence[str], codec: PositionCodec, offset: int) -> types.Position:
     """The client's position of a character offset into the lines of a document."""
     for number, line in enumerate(lines):
         if offset < len(line) or number == len(lines) - 1:
-            return types.Position(number, codec.client_num_units(line[:offset]))
+            return types.Position(number, num_units(line[:offset], codec))
         offset -= len(line)
     return types.Position(0, 0)
 

@@ -39,6 +39,7 @@ from lsp_server.documents import (
     language,
     locate,
     note_edits,
+    num_units,
     snapshot_of,
 )
 from lsp_server.engine_process import EngineState
@@ -635,7 +636,7 @@ def _list_item(
 ) -> types.CompletionItem:
     """One entry. It replaces the word before the cursor, by which clients filter their lists."""
     line, column = place.position.line, place.position.character
-    start = types.Position(line, column - codec.client_num_units(place.word))
+    start = types.Position(line, column - num_units(place.word, codec))
     new_text = place.word + suggestion.text
     first_line = new_text.strip().partition("\n")[0].rstrip("\r")
     return types.CompletionItem(

@@ -75,6 +75,73 @@ def test_incremental_edits_change_what_the_client_changed(encoding, text, new, d
     assert doc.source == text[:start] + new + text[end:]
 
 
+positions = st.builds(types.Position, st.integers(0, 12), st.integers(0, 60))
+edits = st.tuples(positions, positions, st.lists(st.sampled_from(PIECES + EOLS), max_size=4))
+
+
+def clamped(text: str, position: types.Position, encoding: str) -> int:
+    """The offset of a position, by the protocol's rules, character after character."""
+    ends = [0, *(match.end() for match in re.finditer(r"\r\n|\r|\n", text))]
+    if position.line >= len(ends):
+        return len(text)
+    offset = ends[position.line]
+    while offset < len(text) and text[offset] not in "\r\n":
+        if units(text[ends[position.line] : offset], encoding) >= position.character:
+            break
+        offset += 1
+    return offset
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@given(text=documents, changes=st.lists(edits, min_size=1, max_size=4))
+def test_edits_at_any_positions_leave_server_and_client_with_the_same_text(encoding, text, changes):
+    doc = document(text, encoding)
+    for first, last, pieces in changes:
+        new = "".join(pieces)
+        start, end = sorted(clamped(text, at, encoding) for at in (first, last))
+        text = text[:start] + new + text[end:]
+        change = types.TextDocumentContentChangePartial(types.Range(first, last), new)
+        doc.apply_change(change)
+        assert doc.source == text
+        assert list(doc.lines) == list(document(text, encoding).lines)
+    doc.apply_change(types.TextDocumentContentChangeWholeDocument("a\rb"))
+    assert (doc.source, list(doc.lines)) == ("a\rb", ["a\r", "b"])
+
+
+def test_the_lines_of_an_older_version_stay_as_they_were():
+    doc = document("a\nb\n", "utf-16")
+    lines = doc.lines
+    start = types.Position(0, 0)
+    doc.apply_change(types.TextDocumentContentChangePartial(types.Range(start, start), "c\n"))
+    assert list(lines) == ["a\n", "b\n", ""]
+
+
+@pytest.mark.timeout(60)  # a watchdog: what grows with the square of the line takes far longer
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("piece", "word"), [("6f", None), ("λ", None), ("😀_", "_"), ("\ud83d", "")]
+)
+def test_a_place_in_a_line_of_a_million_characters_is_found_at_once(encoding, piece, word):
+    codec, size = UNIT_BYTES[encoding]
+    line = piece * (1_000_000 // len(piece))
+    end = types.Position(0, len(line.encode(codec, "surrogatepass")) // size)
+    doc = document(line + "\n", encoding)
+    place = locate(doc.lines, doc.position_codec, end)
+    assert (place.offset, place.position) == (len(line), end)
+    assert place.word == (line if word is None else word)
+    doc.apply_change(types.TextDocumentContentChangePartial(types.Range(end, end), "!"))
+    assert doc.source == line + "!\n"
+
+
+@pytest.mark.timeout(60)
+def test_a_thousand_edits_at_once_cost_no_more_than_the_document_is_long():
+    doc = document("value = é(1)\n" * 50_000, "utf-16")
+    for number in range(1_000):
+        at = types.Position(number * 50, 5)
+        doc.apply_change(types.TextDocumentContentChangePartial(types.Range(at, at), "s"))
+    assert doc.source.count("values") == 1_000
+
+
 @pytest.mark.parametrize(
     ("text", "line", "character", "offset"),
     [
