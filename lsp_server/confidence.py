@@ -8,11 +8,13 @@ from bisect import bisect_right
 
 from model.api import Candidate
 
-_LINE = re.compile(r"[^\n]*\S[^\n]*")
+_LINE = re.compile(r"^[^\n]*\S[^\n]*", re.MULTILINE)
 _WORD = re.compile(r"\w")
 _INDENTATION = re.compile(r"\n[ \t]+")
-_UNFINISHED = re.compile(r"[^\w)\]}\"'`;:]+$")
-"""What cannot end a line, such as a dot or an opening bracket."""
+_BEGUN = re.compile(r"\w*")
+_UNFINISHED = re.compile(r"[^\w)\]}\"'`;:]*")
+"""What cannot end a line, such as a dot or an opening bracket. Like the word that is begun, it is
+looked for backwards: a pattern that ends in `$` is tried at every character."""
 
 
 def confidence_of(candidate: Candidate, length: int) -> float:
@@ -119,9 +121,11 @@ def worthwhile_lengths(
 def _whole_words(text: str, end: int) -> int:
     """Where to cut `text` so that at most `end` characters are left, and none of them half of
     something; 0 where nothing useful is left."""
-    while 0 < end < len(text) and _WORD.match(text[end - 1]) and _WORD.match(text[end]):
-        end -= 1
-    return len(_UNFINISHED.sub("", text[:end])) if _WORD.search(text[:end]) else 0
+    if 0 < end < len(text) and _WORD.match(text[end]):
+        end = len(_BEGUN.sub("", text[:end][::-1], count=1))
+    if not _WORD.search(text[:end]):
+        return 0
+    return len(_UNFINISHED.sub("", text[:end][::-1], count=1))
 
 
 def _keys(text: str) -> int:

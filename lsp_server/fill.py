@@ -26,7 +26,7 @@ from lsp_server.extent import Reach, reach
 from lsp_server.holes import Hole, find_holes, grouped
 from lsp_server.postprocess import worth_inserting
 from lsp_server.related import RelatedText
-from lsp_server.session import EngineSource, Snapshot, reason_of, with_related
+from lsp_server.session import EngineSource, InTime, Snapshot, reason_of, with_related
 from lsp_server.settings import Settings
 from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 from lsp_server.trigger import refusal
@@ -239,7 +239,7 @@ class Filler:
         started = time.monotonic()
         await self._engine.start()
         wait_s = self._settings.deadline_ms.manual / 1000
-        return await self._engine.completer(started + wait_s - time.monotonic())
+        return InTime(await self._engine.completer(started + wait_s - time.monotonic()))
 
     async def _context(self, snapshot: Snapshot, start: int, end: int) -> InfillContext:
         context = context_at(

@@ -21,9 +21,9 @@ MAX_LINES = 16
 _HOLDS_MEMBERS = re.compile(r"class|impl|trait|module|namespace|mod_item|object")
 _HOLDS_DATA = re.compile(r"struct|enum|interface|type|union|record")
 _IMPORTS = re.compile(r"import|use_declaration|include|using_directive|require")
-_REQUIRED = re.compile(r"\brequire(?:_relative)?\s*\(?\s*[\"']([^\"']+)")
+_REQUIRED = re.compile(r"\brequire(?:_relative)?\s*(?:\(\s*)?[\"']([^\"']+)")
 _WRAPS = re.compile(r"export|decorated|template|extern|linkage|preproc_if|declaration_list")
-_NAMED_LIKE_ITS_CALL = re.compile(r"(\w+)\s*\(")
+_NAMED_LIKE_ITS_CALL = re.compile(r"\b(\w+)\s*\(")
 _BODY_DEPTH = 3
 
 

@@ -6,13 +6,17 @@ import re
 from difflib import SequenceMatcher
 from itertools import pairwise
 
-_LOOPS = (re.compile(r"(.{3,}?)\1{5,}$"), re.compile(r"(.{10,}?)\1{3,}$"))
+_LOOPS = (re.compile(r"(.{3,}?)\1{5}"), re.compile(r"(.{10,}?)\1{3}"))
 """A last line that goes round in circles, after Tabby's agent: six times something of three
-characters, four times something of ten."""
+characters, four times something of ten. Read backwards from its end: a pattern that may begin
+anywhere in the line takes a time that grows with the cube of its length."""
 
 _SIMILAR = 0.9
 _FUZZY_CHARS = 20
 """Shorter lines are the same or not: one character makes too much of a difference."""
+_MOST_FUZZY_CHARS = 500
+"""And longer ones, of which a comparison would take too long: the time it takes grows with more
+than the square of their length, and nothing can stop it."""
 _NUMBER = re.compile(r"\d+")
 _COMPARED_LINES = 3
 _MAX_EQUAL_LINES = 3
@@ -24,7 +28,8 @@ def is_similar(line: str, other: str) -> bool:
     line, other = "".join(line.split()), "".join(other.split())
     if line == other:
         return True
-    if min(len(line), len(other)) < _FUZZY_CHARS:
+    shorter, longer = sorted((len(line), len(other)))
+    if shorter < _FUZZY_CHARS or longer > _MOST_FUZZY_CHARS:
         return False
     if _NUMBER.findall(line) != _NUMBER.findall(other):
         return False
@@ -35,7 +40,7 @@ def is_similar(line: str, other: str) -> bool:
 def without_loops(text: str) -> str:
     """`text` up to where it begins to repeat itself; "" where it does nothing else."""
     lines = text.split("\n")
-    while lines and any(loop.search(lines[-1]) for loop in _LOOPS):
+    while lines and any(loop.match(lines[-1][::-1]) for loop in _LOOPS):
         lines.pop()
     return "\n".join(_without_equal_blocks(_without_equal_lines(lines)))
 

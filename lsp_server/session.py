@@ -31,7 +31,15 @@ from lsp_server.related import OpenDocument, RelatedText
 from lsp_server.settings import Settings
 from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 from lsp_server.trigger import AdaptiveDebounce, refusal
-from model.api import Completer, CompletionError, EngineUnavailableError, SupersededError
+from model.api import (
+    Completer,
+    CompletionError,
+    EngineUnavailableError,
+    FrameListener,
+    InfillRequest,
+    InfillResult,
+    SupersededError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +80,30 @@ class Snapshot:
 
 _ENGINE_GRACE_S = 5.0
 """How far past its deadline an engine may answer before it counts as hung."""
+
+
+@dataclass(frozen=True, slots=True)
+class InTime:
+    """A completer that waits no longer for its engine than a request's deadline allows."""
+
+    completer: Completer
+
+    async def complete(
+        self, request: InfillRequest, *, on_frame: FrameListener | None = None
+    ) -> InfillResult:
+        """See `Completer.complete`. Raises `EngineUnavailableError` where the engine hangs."""
+        limit_s = None
+        if request.deadline_ms is not None:
+            limit_s = request.deadline_ms / 1000 + _ENGINE_GRACE_S
+        answer = self.completer.complete(request, on_frame=on_frame)
+        try:
+            return await asyncio.wait_for(answer, limit_s)
+        except asyncio.TimeoutError:
+            raise EngineUnavailableError("the engine did not answer in time") from None
+
+    async def close(self) -> None:
+        """See `Completer.close`."""
+        await self.completer.close()
 
 
 class CompletionSession:
@@ -156,24 +188,18 @@ class CompletionSession:
             await with_related(context, snapshot, self._related, self._settings),
             "",
         )
-        try:
-            completion = await asyncio.wait_for(
-                complete_context(
-                    completer,
-                    asked,
-                    syntax_place(snapshot, self._checker),
-                    self._settings,
-                    explicit=explicit,
-                    document=snapshot.document,
-                    client=self._client,
-                    typed=typed,
-                    draft=self._draft(snapshot.document, context),
-                    deadline_ms=remaining * 1000,
-                ),
-                remaining + _ENGINE_GRACE_S,
-            )
-        except asyncio.TimeoutError:
-            raise EngineUnavailableError("the engine did not answer in time") from None
+        completion = await complete_context(
+            InTime(completer),
+            asked,
+            syntax_place(snapshot, self._checker),
+            self._settings,
+            explicit=explicit,
+            document=snapshot.document,
+            client=self._client,
+            typed=typed,
+            draft=self._draft(snapshot.document, context),
+            deadline_ms=remaining * 1000,
+        )
         self._debounce.observe((time.monotonic() - started) * 1000)
         if completion.suggestions:
             history = self._shown.setdefault(snapshot.document, deque(maxlen=HISTORY))

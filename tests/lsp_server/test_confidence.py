@@ -139,3 +139,11 @@ def test_a_line_below_the_first_has_to_be_right_more_often_than_not():
 def test_what_is_not_told_is_null_in_json():
     assert (told(math.nan), told(0.0), told(0.25)) == (None, 0.0, 0.25)
     assert math.isnan(confidence_of(Candidate(texts=("abc",), confidence=math.nan), 1))
+
+
+@pytest.mark.timeout(60)  # a watchdog: what grows with the cube of the text takes far longer
+@pytest.mark.parametrize("text", ["a" + "-" * 3000 + "y" * 3000, " " * 6000 + "\nx", "\n" * 6000])
+def test_a_text_of_thousands_of_characters_is_weighed_at_once(text):
+    candidate = made(*((character, 0.99999) for character in text))
+    assert all(length <= len(text) for length in worthwhile_lengths(candidate, len(text), 0.1))
+    assert line_confidences(candidate, len(text))[-1][0] in (len(text), text.rfind("x") + 1)

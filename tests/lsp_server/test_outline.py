@@ -76,3 +76,20 @@ def test_broken_text_has_an_outline(language: str, text: str):
 
 def test_a_language_without_a_grammar_declares_nothing():
     assert outline_of("PRINT 1", "basic").declarations == ()
+
+
+@pytest.mark.timeout(60)  # a watchdog: what grows with the square of the text takes far longer
+@pytest.mark.parametrize("language", ["ruby", "javascript", "python"])
+@pytest.mark.parametrize(
+    "text", ['x = "' + "6f" * 100_000 + '"\n', "require" + " " * 100_000 + "x\n"]
+)
+def test_a_document_of_one_long_line_is_outlined_at_once(text, language):
+    assert outline_of(text, language).declarations == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["require 'a/one'", 'require("a/one")', "require_relative  ( 'a/one' )", "require'a/one'"],
+)
+def test_what_is_required_is_imported(line):
+    assert outline_of(f"{line}\n", "ruby").imported >= {"a", "one"}

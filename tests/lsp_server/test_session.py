@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from fake_server import FakeCompleter, FakeEngine
 
+from lsp_server import completion, session
 from lsp_server.completion import SUPERSEDED, Completion
+from lsp_server.fill import Filler
 from lsp_server.related import OpenDocument
 from lsp_server.session import CompletionSession, Snapshot, rest_after
 from lsp_server.settings import Settings, parse_settings
@@ -350,3 +352,34 @@ async def test_a_window_that_is_full_reads_no_other_text():
     await window.session.complete(beside_fruit("apple = 1\n" * 40 + "x = |\n"), explicit=False)
     (request,) = window.completer.requests
     assert "def peel" not in request.prefix
+
+
+async def test_an_engine_that_hangs_costs_the_answer_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "_ENGINE_GRACE_S", 0.01)
+    window = Window("1", delay_s=60, deadlineMs={"auto": 1, "manual": 1})
+    engine = FakeEngine(window.completer)
+    filler = Filler(engine, settings(deadlineMs={"manual": 1000}), SyntaxChecker())
+    await (await engine.completer(5)).close()
+    hung = "the engine did not answer in time"
+    for explicit in (False, True):
+        completion = await window.complete("x = |\n", explicit=explicit)
+        assert completion.reason is not None
+        assert (completion.reason.kind, completion.reason.message) == ("warning", hung)
+    filled = await asyncio.wait_for(filler.span(snapshot("x = |\n"), 4), 10)
+    assert filled.reason is not None
+    assert filled.reason.message == hung
+
+
+async def test_what_takes_long_here_is_not_held_against_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(session, "_ENGINE_GRACE_S", 0.0)
+
+    def slowly(*about: Any, **how: Any) -> list[Any]:
+        time.sleep(0.2)
+        return drafted(*about, **how)
+
+    drafted = completion.draft_suggestions
+    monkeypatch.setattr(completion, "draft_suggestions", slowly)
+    window = Window("1", deadlineMs={"manual": 100})
+    assert texts(await window.complete("x = |\n", explicit=True)) == ["1"]
