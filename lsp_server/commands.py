@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 from lsprotocol import types
@@ -18,7 +19,7 @@ from lsp_server import window
 from lsp_server.completion import Reason
 from lsp_server.confidence import told
 from lsp_server.documents import offsets, position_at
-from lsp_server.fill import Filled, Filling, Progress
+from lsp_server.fill import Filled, Filler, Filling, Progress
 from lsp_server.server import ACCEPTED, MezzotintServer
 from lsp_server.settings import SECTION
 from model.api import Frame, FrameListener
@@ -37,7 +38,7 @@ FRAME = f"{SECTION}/frame"
 TITLES = {HERE: "Fill here", SELECTION: "Fill selection", HOLES: "Fill every hole in this file"}
 _MOVED_ON = "the document has changed in the meantime"
 
-Fill = Callable[[Progress], Awaitable[Filled]]
+Fill = Callable[[Filler, Progress], Awaitable[Filled]]
 
 
 def register(server: MezzotintServer) -> None:
@@ -82,17 +83,13 @@ async def _fill_span(
     document = _document(ls, argument)
     if isinstance(document, str):
         return _result(None, reason=document)
-    filler = await ls.filler()  # first: while we wait, the document may change
-    start, end = offsets(document.lines, document.position_codec, span)
-    snapshot = ls.snapshot(document, document.source, start)
     on_frame = _frame_sender(ls, argument.get("frames"))
-    return await _fill(
-        ls,
-        command,
-        document,
-        argument,
-        lambda report: filler.span(snapshot, end, on_frame),
-    )
+
+    def fill(filler: Filler, _: Progress) -> Awaitable[Filled]:
+        start, end = offsets(document.lines, document.position_codec, span)
+        return filler.span(ls.snapshot(document, document.source, start), end, on_frame)
+
+    return await _fill(ls, command, document, argument, fill)
 
 
 def _frame_sender(ls: MezzotintServer, token: object) -> FrameListener | None:
@@ -121,12 +118,12 @@ async def on_fill_holes(ls: MezzotintServer, *arguments: Any) -> dict[str, Any]:
     document = _document(ls, argument)
     if isinstance(document, str):
         return _result(None, reason=document)
-    filler = await ls.filler()
-    snapshot = ls.snapshot(document, document.source, 0)
-    within = None if span is None else offsets(document.lines, document.position_codec, span)
-    return await _fill(
-        ls, HOLES, document, argument, lambda report: filler.holes(snapshot, report, within)
-    )
+
+    def fill(filler: Filler, report: Progress) -> Awaitable[Filled]:
+        within = None if span is None else offsets(document.lines, document.position_codec, span)
+        return filler.holes(ls.snapshot(document, document.source, 0), report, within)
+
+    return await _fill(ls, HOLES, document, argument, fill)
 
 
 async def _fill(
@@ -138,8 +135,11 @@ async def _fill(
 ) -> dict[str, Any]:
     """Run `fill` with progress, and apply the best filling unless the client wants to choose."""
     version, lines = document.version, document.lines
+    filler = await ls.filler()
+    if not ls.is_current(document, version):
+        return _result(version, reason=_MOVED_ON)
     with ls.status.working():
-        filled = await _with_progress(ls, TITLES[command], fill)
+        filled = await _with_progress(ls, TITLES[command], partial(fill, filler))
         result = filled.completion.result if filled.completion else None
         ls.status.answered(filled.reason, result)
     if not ls.is_current(document, version):
@@ -198,7 +198,9 @@ async def _apply(
     return answer.applied, None if answer.applied else answer.failure_reason or "not applied"
 
 
-async def _with_progress(ls: MezzotintServer, title: str, fill: Fill) -> Filled:
+async def _with_progress(
+    ls: MezzotintServer, title: str, fill: Callable[[Progress], Awaitable[Filled]]
+) -> Filled:
     """Run `fill` while the client shows how far it is; the user may cancel it there."""
     progress = window.Progress(ls, title)
 

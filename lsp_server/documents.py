@@ -89,6 +89,21 @@ class LspWorkspace(Workspace):
             position_codec=self.position_codec,
         )
 
+    def update_notebook_document(self, params: types.DidChangeNotebookDocumentParams) -> None:
+        """Close, open and write in cells. In this order: pygls opens first, and a cell that is
+        closed and opened anew would be gone."""
+        cells = params.change.cells
+        if cells is None:
+            return
+        if cells.structure is not None:
+            for closed in cells.structure.did_close or []:
+                self.remove_text_document(closed.uri)
+            for opened in cells.structure.did_open or []:
+                self.put_text_document(opened, notebook_uri=params.notebook_document.uri)
+        for written in cells.text_content or []:
+            for change in written.changes:
+                self.update_text_document(written.document, change)
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -1,8 +1,8 @@
 """The language server: LSP messages in, completions out.
 
-LSP types are known here, in `documents`, where positions become character offsets and back, in
-`commands`, `code_actions`, `hints`, `window` and `launch`, nowhere else. Errors become an empty
-answer and a `mezzotint/status` notification.
+LSP types are known here, in `protocol`, in `documents`, where positions become character offsets
+and back, in `commands`, `code_actions`, `hints`, `window` and `launch`, nowhere else. Errors become
+an empty answer and a `mezzotint/status` notification.
 Nothing waits for the model before `initialize` is answered, and nothing imports torch.
 """
 
@@ -25,7 +25,6 @@ from lsprotocol import types
 from pygls.capabilities import get_capability
 from pygls.exceptions import JsonRpcException
 from pygls.lsp.server import LanguageServer
-from pygls.protocol import LanguageServerProtocol
 from pygls.workspace import PositionCodec, TextDocument
 
 from lsp_server.api_keys import ApiKeys
@@ -33,7 +32,6 @@ from lsp_server.completion import SUPERSEDED, Completion, Reason, Suggestion
 from lsp_server.confidence import told
 from lsp_server.declined import DeclinedModels
 from lsp_server.documents import (
-    LspWorkspace,
     Place,
     documents_beside,
     language,
@@ -47,6 +45,7 @@ from lsp_server.fill import Filler
 from lsp_server.handover import Handover
 from lsp_server.hints import HoleHints
 from lsp_server.parent import process_exists
+from lsp_server.protocol import Protocol, make_converter
 from lsp_server.recent_edits import RecentEdits
 from lsp_server.related import RelatedText
 from lsp_server.session import CompletionSession, EngineSource, Snapshot
@@ -80,64 +79,18 @@ _PARENT_POLL_S = 2.0
 # --- The server -----------------------------------------------------------------------------
 
 
-class _Protocol(LanguageServerProtocol):
-    """pygls' protocol, with our documents, and an answer to requests it cannot read."""
-
-    def __init__(self, *made_of: Any) -> None:
-        super().__init__(*made_of)
-        self._cancelled_with: dict[Any, asyncio.Task[Any]] = {}
-
-    @property
-    def exit_code(self) -> int:
-        """What the process must exit with: 0 after a `shutdown` request, else 1."""
-        return 0 if self._shutdown else 1
-
-    def adopt_lsp_lines(self) -> None:
-        """Replace the workspace that `initialize` has just made with one of `LspDocument`s."""
-        made = self.workspace
-        self._workspace = LspWorkspace(
-            made.root_uri,
-            workspace_folders=list(made.folders.values()),
-            position_encoding=made.position_encoding,
-        )
-
-    @contextmanager
-    def cancelling(self, task: asyncio.Task[Any]) -> Generator[None]:
-        """Cancel `task` when the client cancels the request at hand. pygls leaves the handler of
-        a command running."""
-        message = self.msg_id
-        self._cancelled_with[message] = task
-        try:
-            yield
-        finally:
-            del self._cancelled_with[message]
-
-    def _handle_cancel_notification(self, msg_id: Any) -> None:
-        super()._handle_cancel_notification(msg_id)
-        if msg_id in self._cancelled_with:
-            self._cancelled_with[msg_id].cancel()
-
-    def structure_message(self, data: dict[str, Any]) -> Any:
-        """Parse one message. pygls leaves a malformed request unanswered; clients then wait."""
-        try:
-            return super().structure_message(data)
-        except JsonRpcException as error:
-            if "id" in data and "method" in data:
-                self._send_response(data["id"], error=error.to_response_error())
-            raise
-
-
 class MezzotintServer(LanguageServer):
     """One editor window's language server. Its handlers are the functions below it."""
 
-    protocol: _Protocol  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol: Protocol  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, make_engine: EngineFactory, keys: ApiKeys) -> None:
         # pygls leaves its further arguments untyped.
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
             SECTION,
             version("mezzotint"),
-            protocol_cls=_Protocol,
+            protocol_cls=Protocol,
+            converter_factory=make_converter,
             # Cells are documents like any other; the notebook around them is not looked at.
             notebook_document_sync=types.NotebookDocumentSyncOptions(
                 [types.NotebookDocumentFilterWithNotebook(notebook="*")]
@@ -155,6 +108,7 @@ class MezzotintServer(LanguageServer):
         """Those in force; a model's name in them has become a path, or nothing where it is not
         here."""
         self._newest_settings: Settings | None = None
+        self._were_settings_pulled = False
         self._configured = asyncio.Event()
         self._shown_problems: set[str] = set()
         self.initialization_options: object = None
@@ -192,6 +146,7 @@ class MezzotintServer(LanguageServer):
 
     async def pull_settings(self, pushed: object = None) -> None:
         """Ask the client for our section; `pushed` is for clients that do not answer."""
+        self._were_settings_pulled = True
         raw = pushed
         if get_capability(self.client_capabilities, "workspace.configuration"):
             request = types.ConfigurationParams([types.ConfigurationItem(section=SECTION)])
@@ -208,6 +163,13 @@ class MezzotintServer(LanguageServer):
         settings_here = await self._with_a_model_here(settings)
         if self._newest_settings is settings:
             self._adopt(settings_here)
+
+    async def configured(self) -> None:
+        """Wait until there are settings. The first who waits asks for them, where the client has
+        not said `initialized`."""
+        if not self._were_settings_pulled:
+            self.spawn(self.pull_settings())
+        await self._configured.wait()
 
     def _read(self, raw: object) -> Settings:
         settings, problems = parse_settings(raw)
@@ -279,7 +241,7 @@ class MezzotintServer(LanguageServer):
 
     async def warm_up(self, document: TextDocument) -> None:
         """Start the engine if `document` is one that it will be asked about."""
-        await self._configured.wait()
+        await self.configured()
         settings, engine = self._settings, self._engine
         if settings is None or engine is None or not settings.enabled:
             return
@@ -293,9 +255,11 @@ class MezzotintServer(LanguageServer):
 
         Empty when the document has changed in the meantime. Never raises, except when cancelled.
         """
-        await self._configured.wait()
-        assert self._session is not None
         version = document.version
+        await self.configured()
+        if not self.is_current(document, version):
+            return Completion()
+        assert self._session is not None
         with self.status.working():
             completion = await self._session.complete(
                 self.snapshot(document, text, offset), explicit=explicit
@@ -314,7 +278,7 @@ class MezzotintServer(LanguageServer):
 
     async def filler(self) -> Filler:
         """What fills documents, by the settings in force; waits for the first ones."""
-        await self._configured.wait()
+        await self.configured()
         assert self._filler is not None
         return self._filler
 
