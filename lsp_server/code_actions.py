@@ -30,11 +30,15 @@ def on_code_action(ls: MezzotintServer, params: types.CodeActionParams) -> list[
     document = ls.workspace.text_documents.get(params.text_document.uri)
     if document is None or not ls.completes(document):
         return []
-    holes = find_holes(document.source, language(document))
+    asked = params.context.trigger_kind != types.CodeActionTriggerKind.Automatic
+    # Editors ask after every key: the whole file is read where there is a sign on the line.
+    is_marked = asked or _is_marked(document, params.range.start.line)
+    is_hinted = any(hint.source == SECTION for hint in params.context.diagnostics)
+    holes = find_holes(document.source, language(document)) if is_marked or is_hinted else []
     about: dict[str, Any] = {"uri": params.text_document.uri, "version": document.version}
     offered = [
         *_quick_fixes(document, about, holes, params.context.diagnostics),
-        *_rewrites(document, about, holes, params),
+        *_rewrites(about, holes if is_marked else [], params.range, asked=asked),
     ]
     only = params.context.only
     return [
@@ -66,19 +70,15 @@ def _quick_fixes(
 
 
 def _rewrites(
-    document: TextDocument,
-    about: dict[str, Any],
-    holes: list[Hole],
-    params: types.CodeActionParams,
+    about: dict[str, Any], holes: list[Hole], span: types.Range, *, asked: bool
 ) -> list[types.CodeAction]:
-    span, place = params.range, _json(params.range)
+    place = _json(span)
     offered: list[tuple[str, str, dict[str, Any]]] = []
-    asked = params.context.trigger_kind != types.CodeActionTriggerKind.Automatic
     if span.start != span.end:
         offered.append((SELECTION, "", about | {"range": place}))
     elif asked:
         offered.append((HERE, "", about | {"position": place["start"]}))
-    if holes and (asked or _is_marked(document, span.start.line)):
+    if holes:
         offered.append((HOLES, f" ({len(holes)})", about))
     return [
         _action(TITLES[command] + note, _KINDS[command], command, argument)
