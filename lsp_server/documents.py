@@ -157,7 +157,7 @@ def num_units(text: str, codec: PositionCodec) -> int:
     return len(text.encode(encoding, "surrogatepass")) // size
 
 
-_ENCODINGS = {
+_ENCODINGS: dict[types.PositionEncodingKind | str | None, tuple[str, int]] = {
     types.PositionEncodingKind.Utf8: ("utf-8", 1),
     types.PositionEncodingKind.Utf32: ("utf-32-le", 4),
 }

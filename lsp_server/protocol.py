@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from cattrs import Converter
@@ -108,7 +108,7 @@ class Protocol(LanguageServerProtocol):
         for message, future in list(self._request_futures.items()):
             if message != self.msg_id:
                 future.cancel()
-        yield self.fm.features[types.SHUTDOWN], args, None
+        yield cast("Any", self.fm).features[types.SHUTDOWN], args, None
 
 
 def make_converter() -> Converter:
