@@ -1,59 +1,20 @@
-"""Brackets of source text, outside strings and comments, and whether a text closes too many.
+"""Whether a text closes brackets that the document closes already.
 
 An editor that types closing brackets by itself has one waiting right of the cursor; a model that
-writes it again leaves the document with one too many, on this line or lines further down.
+writes it again leaves the document with one too many, on this line or lines further down. Which
+brackets count, and not those of strings and comments, the syntax tree says, or else `lexis`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lsp_server.context import InfillContext
+from lsp_server.lexis import brackets, brackets_of_tree, certain_brackets
+from lsp_server.syntax import SyntaxPlace
 
 CLOSER_OF = {"(": ")", "[": "]", "{": "}"}
 CLOSERS = frozenset(CLOSER_OF.values())
-
-_READ_CHARS = 20_000
-"""How far from the hole brackets are looked for."""
-
-_DOUBLE, _SINGLE, _BACKTICK = (
-    rf"{quote}(?:\\.|[^{quote}\\\n])*{quote}?" for quote in ('"', "'", "`")
-)
-_TRIPLE = r'"""(?s:.*?)(?:"""|\Z)|\'\'\'(?s:.*?)(?:\'\'\'|\Z)'
-_SLASHES = r"//[^\n]*|/\*(?s:.*?)(?:\*/|\Z)"
-_HASH = r"(?:^|(?<=\s))#[^\n]*"
-_TEMPLATE = r"`(?s:\\.|[^`\\])*`?"
-# A lone quote is a lifetime in Rust, an apostrophe in prose.
-_CHARACTER = r"'(?:\\[^\n]{1,10}?|[^'\\\n])'"
-
-_OPAQUE = {
-    "python": (_TRIPLE, _DOUBLE, _SINGLE, r"#[^\n]*"),
-    "ruby": (_DOUBLE, _SINGLE, _BACKTICK, _HASH),
-    "shellscript": (_DOUBLE, _SINGLE, _HASH),
-    "rust": (_SLASHES, r'"(?s:\\.|[^"\\])*"?', _CHARACTER),
-    "go": (_SLASHES, _DOUBLE, _CHARACTER, _TEMPLATE),
-    "css": (_SLASHES.replace(r"//[^\n]*|", ""), _DOUBLE, _SINGLE),
-    "php": (_SLASHES, _DOUBLE, _SINGLE, _HASH),
-    **dict.fromkeys(("java", "c", "cpp", "csharp"), (_SLASHES, _DOUBLE, _CHARACTER)),
-    **dict.fromkeys(
-        ("javascript", "javascriptreact", "typescript", "typescriptreact"),
-        (_SLASHES, _DOUBLE, _SINGLE, _TEMPLATE),
-    ),
-}
-_OPAQUE_ELSEWHERE = (_DOUBLE, _CHARACTER)
-_PATTERNS = {
-    language: re.compile("|".join((*opaque, r"[()\[\]{}]")), re.MULTILINE)
-    for language, opaque in {**_OPAQUE, "": _OPAQUE_ELSEWHERE}.items()
-}
-
-
-def brackets(text: str, language: str) -> Iterator[tuple[int, str]]:
-    """Offset and character of each bracket of `text` that is no part of a string or comment."""
-    for match in _PATTERNS.get(language, _PATTERNS[""]).finditer(text):
-        if len(match.group()) == 1 and match.group() in "()[]{}":
-            yield match.start(), match.group()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,55 +28,84 @@ class Balance:
 
     @classmethod
     def of(cls, text: str, language: str) -> Balance:
-        """The balance of `text`."""
+        """The balance of `text`, which may be a part of a document."""
+        return cls.of_brackets(brackets(text, language))
+
+    @classmethod
+    def of_brackets(cls, found: Iterable[tuple[int, str]]) -> Balance:
+        """The balance of brackets with their offsets, in order."""
         closed: list[tuple[int, str]] = []
         opened: list[str] = []
-        for offset, bracket in brackets(text, language):
+        for offset, bracket in found:
             if bracket in CLOSER_OF:
                 opened.append(CLOSER_OF[bracket])
             elif opened and opened[-1] == bracket:
                 opened.pop()
-            elif not opened:
+            elif bracket not in opened:
                 closed.append((offset, bracket))
         return cls(tuple(closed), tuple(opened))
 
 
-def without_doubled_closers(text: str, context: InfillContext) -> str:
-    """`text` up to the first bracket that closes what the document closes already.
+def without_doubled_closers(text: str, place: SyntaxPlace) -> str:
+    """`text` up to the first bracket that closes what the document closes already; all of it where
+    that is in doubt.
 
     A text may close what the document before it has opened as long as what comes after it still
     finds as many of its own brackets open as without the text.
     """
-    language = context.language
-    before, after = context.prefix[-_READ_CHARS:], _following(context)[:_READ_CHARS]
-    # The prefix decides whether the text begins inside a string, so both are read as one.
-    open_before = Balance.of(before, language).opened
-    closed_after = [closer for _, closer in Balance.of(after, language).closed]
-    unmatched = _unmatched(list(open_before), closed_after)
-    reads_all = context.starts_file and len(before) == len(context.prefix)
-    if unmatched and not reads_all:
+    if CLOSERS.isdisjoint(text) or _is_right(text, place):
+        return text
+    found = _brackets_around(text, place)
+    if found is None:
+        return text
+    before = [one for one in found if one[0] < 0]
+    inside = [one for one in found if 0 <= one[0] < len(text)]
+    after = [one for one in found if one[0] >= len(text)]
+    closed_after = [closer for _, closer in Balance.of_brackets(after).closed]
+    unmatched = _unmatched(Balance.of_brackets(before).opened, closed_after)
+    if unmatched and not place.context.starts_file:
         return text  # what they belong to was opened further up than we read
-    ends = [offset - len(before) for offset, _ in Balance.of(before + text, language).closed]
-    inside = Balance.of(text, language)
-    for end in (len(text), *sorted({offset for offset, _ in inside.closed}, reverse=True)):
-        if reads_all and any(0 <= closer < end for closer in ends):
+    ends = [offset for offset, _ in Balance.of_brackets(before + inside).closed]
+    closers = sorted((offset for offset, _ in Balance.of_brackets(inside).closed), reverse=True)
+    for end in closers:
+        if _is_right(text[:end], place):
+            return text[:end]
+    for end in (len(text), *closers):
+        if place.context.starts_file and any(0 <= closer < end for closer in ends):
             continue  # it closes what nobody has opened
-        opened = list(Balance.of(before + text[:end], language).opened)
-        if _unmatched(opened, closed_after) <= unmatched:
-            return text if end == len(text) else text[:end]
+        kept = [one for one in inside if one[0] < end]
+        if _unmatched(Balance.of_brackets(before + kept).opened, closed_after) <= unmatched:
+            return text[:end]
     return text
 
 
-def _unmatched(opened: list[str], closed: list[str]) -> int:
+def _is_right(text: str, place: SyntaxPlace) -> bool:
+    """Whether the whole document with `text` in its (first) hole parses."""
+    filled = place.tree_with(text, ended=False)
+    return filled is not None and not filled.tree.root_node.has_error
+
+
+def _brackets_around(text: str, place: SyntaxPlace) -> list[tuple[int, str]] | None:
+    """The brackets of the document with `text` in its (first) hole, their offsets in `text`; None
+    where they are in doubt."""
+    filled = place.tree_with(text, ended=False)
+    if filled is not None:
+        found = brackets_of_tree(filled.tree)
+        return [(filled.in_text(offset, text), bracket) for offset, bracket in found]
+    context = place.context
+    following = context.between[0] if context.between else context.suffix
+    found = certain_brackets(context.prefix + text + following, context.language)
+    if found is None:
+        return None
+    return [(offset - len(context.prefix), bracket) for offset, bracket in found]
+
+
+def _unmatched(opened: Iterable[str], closed: Iterable[str]) -> int:
     """How many of the closers in `closed` find none of their kind in `opened`."""
-    missing = 0
+    opened, missing = list(opened), 0
     for closer in closed:
         if opened and opened[-1] == closer:
             opened.pop()
         else:
             missing += 1
     return missing
-
-
-def _following(context: InfillContext) -> str:
-    return context.between[0] if context.between else context.suffix

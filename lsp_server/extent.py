@@ -120,7 +120,7 @@ def fitting(text: str, place: SyntaxPlace, *, explicit: bool) -> str:
     text = _within_block(text, context, is_body=surroundings == "body")
     if explicit or surroundings == "body":
         return _until_two_blank_lines(text)
-    if surroundings == "brackets" and not _opens_line(text):
+    if surroundings == "brackets" and not _opens_line(text, context.language):
         return _first_line(text.lstrip("\n")) if not text.startswith("\n") else text
     return _one_statement(text, place)
 
@@ -129,9 +129,9 @@ def _first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _opens_line(text: str) -> bool:
+def _opens_line(text: str, language: str) -> bool:
     """Whether the first line opens a bracket that it leaves open."""
-    return bool(Balance.of(_first_line(text), "").opened)
+    return bool(Balance.of(_first_line(text), language).opened)
 
 
 def _fills_brackets(text: str, line_prefix: str, rest_of_line: str) -> bool:

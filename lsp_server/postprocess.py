@@ -42,7 +42,7 @@ def worth_inserting(text: str, place: SyntaxPlace, *, explicit: bool, finished: 
     text = fitting(text, place, explicit=explicit)
     # The rest of the line, as a whole, before its brackets one by one.
     text = without_overlap(text, following)
-    text = without_overlap(without_doubled_closers(text, context), following)
+    text = without_overlap(without_doubled_closers(text, place), following)
     if context.language in _NO_LAST_COMMA and following.lstrip()[:1] in CLOSERS:
         text = text.rstrip().removesuffix(",")
     if repeats_following(text, line_prefix, following) or repeats_preceding(text, context.prefix):

@@ -96,18 +96,20 @@ class SyntaxChecker:
             baseline = self._baseline_of(context)
             return ((),) * len(texts) if baseline is None else baseline.faults(texts)
 
-    def tree_with(self, context: InfillContext, text: str) -> FilledTree | None:
+    def tree_with(
+        self, context: InfillContext, text: str, *, ended: bool = True
+    ) -> FilledTree | None:
         """The syntax tree of the document with `text` in its (first) hole and the others empty.
 
-        What the prefix has begun and nothing below ends is ended after `text`. None when no
-        grammar knows the context's language.
+        What the prefix has begun and nothing below ends is, if `ended`, ended after `text`. None
+        when no grammar knows the context's language.
         """
         with self._lock:
             baseline = self._baseline_of(context)
             if baseline is None:
                 return None
             others = ("",) * len(context.between)
-            tree, holes = baseline.fill((text + baseline.owed, *others))
+            tree, holes = baseline.fill((text + baseline.owed * ended, *others))
             return FilledTree(tree, holes[0][0], holes[0][0] + len(_utf8(text)))
 
     def _baseline_of(self, context: InfillContext) -> _Baseline | None:
@@ -136,6 +138,13 @@ class FilledTree:
     start: int
     end: int
 
+    def in_text(self, offset: int, text: str) -> int:
+        """A byte of the document as a character of the filled in `text`: below 0 before it, its
+        length or more after it."""
+        if not self.start <= offset < self.end:
+            return offset - self.start if offset < self.start else len(text) + offset - self.end
+        return len(_utf8(text)[: offset - self.start].decode("utf-8", "replace"))
+
 
 @dataclass(frozen=True, slots=True)
 class SyntaxPlace:
@@ -153,9 +162,9 @@ class SyntaxPlace:
         """See `SyntaxChecker.faults_in`."""
         return self.checker.faults_in(self.context, texts)
 
-    def tree_with(self, text: str) -> FilledTree | None:
+    def tree_with(self, text: str, *, ended: bool = True) -> FilledTree | None:
         """See `SyntaxChecker.tree_with`."""
-        return self.checker.tree_with(self.context, text)
+        return self.checker.tree_with(self.context, text, ended=ended)
 
 
 @dataclass(slots=True)
