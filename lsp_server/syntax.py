@@ -7,8 +7,10 @@ span a statement or the whole file. So a candidate answers for the larger of two
 
 1. How many errors the document has beyond the fewest that it has with the hole empty or holding
    a plain name. `x = f(` in that hole is one error more than `x = x`, though none more than `x =`.
-   A closing bracket is no such filling on purpose: in `if (x) { |` at the end of a file that is
-   still being written, a good statement need not bring the `}`.
+   Where neither parses, as in JSON and behind `import` or `def f`, it is what else may stand there
+   (`probes`): else an error of the candidate's own would be free. A closing bracket is no such
+   filling on purpose: in `if (x) { |` at the end of a file that is still being written, a good
+   statement need not bring the `}`.
 2. How many errors lie inside the candidate itself, however few the document has in sum: a stray
    `)` can mend the count by ending an error elsewhere. A MISSING node at the candidate's end does
    not count here: it stands where the parser gave up on a bracket that was open before.
@@ -33,10 +35,14 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
 
-from tree_sitter import Node, Parser, Tree
+from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
 
 from lsp_server.context import InfillContext, context_at
+from lsp_server.lexis import brackets
+from lsp_server.probes import probes
 from model.grammars import GRAMMARS, load_grammar
 
 logger = logging.getLogger(__name__)
@@ -47,7 +53,7 @@ much: far more than the model sees, as a window cut inside a class looks broken 
 8,000 characters, 37 of those 892 true texts were accused)."""
 
 _PROBES = ("", "x")
-"""What the holes are filled with to learn how few errors the document can have."""
+"""What the holes are filled with first to learn how few errors the document can have."""
 
 
 class SyntaxChecker:
@@ -167,6 +173,16 @@ class SyntaxPlace:
         return self.checker.tree_with(self.context, text, ended=ended)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fewest:
+    """The fewest errors that a probe left, and what stood behind it: what the prefix owed, and what
+    a string or statement begun there goes on with."""
+
+    errors: int
+    owed: str = ""
+    tail: str = ""
+
+
 @dataclass(slots=True)
 class _Baseline:
     """A document with empty holes, its syntax tree, and the fewest errors a probe left in it."""
@@ -178,13 +194,14 @@ class _Baseline:
     fewest_errors: int = 0
     owed: str = ""
     """What ends the brackets, string or comment that the prefix has begun and nobody ends."""
+    closer_look: _Fewest | None = None
 
     @classmethod
     def parse(cls, parser: Parser, context: InfillContext) -> _Baseline:
         parts = tuple(map(_utf8, (context.prefix, *context.between, context.suffix)))
         baseline = cls(context, parser, parts, parser.parse(b"".join(parts)))
         baseline.fewest_errors = baseline._fewest_errors("")
-        for owed in _possibly_owed(context.prefix):
+        for owed in _possibly_owed(context):
             if baseline.fewest_errors == 0:
                 break  # the usual case: nothing is owed
             fewest = baseline._fewest_errors(owed)
@@ -197,15 +214,38 @@ class _Baseline:
         return min(len(self.errors((probe + owed, *(probe,) * others))[0]) for probe in _PROBES)
 
     def new_errors(self, texts: Sequence[str]) -> int:
+        if not self.errors(texts)[0]:
+            return 0  # the usual case
+        # Only where an error might be free are there more probes, which take a parse each.
+        if self.closer_look is None:
+            self.closer_look = self._look_closer()
+        fewest = self.closer_look
         first, *others = texts
-        completed = (_completed(first, self.owed), *map(_completed, others))
-        count = self._count(texts)
-        return min(count, self._count(completed)) if count and completed != (*texts,) else count
+        ended, others = _completed(first, fewest.owed), tuple(map(_completed, others))
+        tail = fewest.tail
+        if tail[:1] in ("'", '"') and tail[0] in first:
+            tail = ""  # the text has ended the string that was begun, and may have begun one
+        tried = dict.fromkeys(((*texts,), (ended, *others), (ended + tail, *others)))
+        return min(self._count(one, fewest.errors) for one in tried)
 
-    def _count(self, texts: Sequence[str]) -> int:
+    def _look_closer(self) -> _Fewest:
+        fewest = _Fewest(self.fewest_errors, self.owed)
+        others = len(self.parts) - 2
+        # What ends the expression that the prefix has begun, and not the blocks around it.
+        expression = "".join(takewhile(")]".__contains__, _open_brackets(self.context)))
+        for probe, tail in probes(self.context):
+            for owed in dict.fromkeys(("", self.owed, expression)):
+                if fewest.errors == 0:
+                    return fewest
+                errors, _ = self.errors((probe + owed + tail, *(probe,) * others))
+                if len(errors) < fewest.errors:
+                    fewest = _Fewest(len(errors), owed, tail)
+        return fewest
+
+    def _count(self, texts: Sequence[str], fewest: int) -> int:
         errors, holes = self.errors(texts)
         own = sum(any(_inside(error, *hole) for hole in holes) for error in errors)
-        return max(len(errors) - self.fewest_errors, own, 0)
+        return max(len(errors) - fewest, own, 0)
 
     def errors(self, texts: Sequence[str]) -> tuple[list[Node], list[tuple[int, int]]]:
         """The errors with `texts` in the holes, and the bytes start..end where each text lies
@@ -267,13 +307,31 @@ def _in_characters(text: bytes, spans: Sequence[tuple[int, int]]) -> tuple[Fault
 
 
 def _errors(tree: Tree) -> Iterator[Node]:
-    """The ERROR and MISSING nodes, in no particular order."""
+    """The ERROR and MISSING nodes, and end tags that end nothing, in no particular order."""
     pending = [tree.root_node] if tree.root_node.has_error else []
     while pending:
         node = pending.pop()
         if node.is_error or node.is_missing:
             yield node
         pending += [child for child in node.children if child.has_error]
+    query = _wrong_end_tags(tree.language)
+    if query is not None:
+        yield from QueryCursor(query).captures(tree.root_node).get("wrong", ())
+
+
+@lru_cache(maxsize=32)
+def _wrong_end_tags(language: Language) -> Query | None:
+    """Finds what the grammars of HTML and JSX take for no error."""
+    if language.id_for_node_kind("erroneous_end_tag", True):
+        return Query(language, "(erroneous_end_tag) @wrong")
+    if language.id_for_node_kind("jsx_element", True):
+        return Query(
+            language,
+            """(jsx_element
+                 open_tag: (_ name: (_) @begun) close_tag: (_ name: (_) @ended) @wrong
+                 (#not-eq? @begun @ended))""",
+        )
+    return None
 
 
 def _inside(error: Node, start: int, end: int) -> bool:
@@ -312,18 +370,23 @@ def _completed(text: str, owed: str = "") -> str:
     return text + "".join(closer for closer, _ in reversed(opened))
 
 
-def _possibly_owed(prefix: str) -> Iterator[str]:
-    """What may end that which `prefix` has begun: its innermost open brackets, a string, a
+def _possibly_owed(context: InfillContext) -> Iterator[str]:
+    """What may end that which the prefix has begun: its innermost open brackets, a string, a
     comment."""
+    opened = _open_brackets(context)
+    yield from (opened[: depth + 1] for depth in range(len(opened)))
+    yield from (end for end in _OTHER_ENDS if context.prefix.count(end[0]) >= len(end))
+
+
+def _open_brackets(context: InfillContext) -> str:
+    """What closes the innermost brackets that are open at the end of the prefix, in that order."""
     opened: list[str] = []
-    for character in prefix[-_OWING_CHARS:]:
-        if character in _CLOSER:
-            opened.append(_CLOSER[character])
-        elif opened and character == opened[-1]:
+    for _, bracket in brackets(context.prefix[-_OWING_CHARS:], context.language):
+        if bracket in _CLOSER:
+            opened.append(_CLOSER[bracket])
+        elif opened and bracket == opened[-1]:
             opened.pop()
-    for depth in range(1, min(len(opened), _MAX_OWED) + 1):
-        yield "".join(reversed(opened[-depth:]))
-    yield from (end for end in _OTHER_ENDS if prefix.count(end[0]) >= len(end))
+    return "".join(reversed(opened[-_MAX_OWED:]))
 
 
 def _advanced(row: int, column: int, text: bytes) -> tuple[int, int]:

@@ -120,6 +120,190 @@ def test_an_error_inside_the_candidate_counts_though_the_sum_stays():
     assert (new_errors("javascript", broken, "]; f() }") or 0) > 0
 
 
+WHERE_NO_NAME_STANDS = [
+    # language id, document with the hole as ‸, candidates that fit, candidates that do not
+    (
+        "json",
+        '{\n  "a": ‸\n}\n',
+        ["[1]", "{}", '"abc"', "true", "-1.5e3"],
+        ["[1", "tru", '"abc', "x", '"a" "b"', "1,"],
+    ),
+    ("json", '{\n  "a": ‸\n  "b": 2\n}\n', ["[1],", '"abc",'], ["[1]", "[1,", '"abc,']),
+    (
+        "json",
+        '{\n  "a": "1",\n  ‸\n}\n',
+        ['"b": 2', '"b": {\n    "c": []\n  }'],
+        ['"b"', '"b": ', '"b: 2', '"b": 2,', "b: 2", '"b": "2'],
+    ),
+    ("json", '{\n  "a": ["b", ‸]\n}\n', ['"c"', "1, {}"], ['"c', '"c",', "c"]),
+    ("jsonc", '{\n  // a\n  "a‸\n}\n', ['": 1', ' b": [1]', " b"], ['": [1', '": ', '": "c']),
+    (
+        "javascript",
+        "import React from ‸\nconst y = 1;\n",
+        ["'react';", '"react"'],
+        ["'react", 'react"', "react", "'react')"],
+    ),
+    (
+        "javascript",
+        "import ‸\nconst y = 1;\n",
+        ["'react';", "a from 'a'", "{ a } from 'a'"],
+        ["'react", "{ a from 'a'", "a from a"],
+    ),
+    (
+        "javascript",
+        "import a from '‸\nconst y = 1;\n",
+        ["a';", "a"],
+        ["a')", "a' b", "a';'"],
+    ),
+    ("javascript", "export * from ‸;\n", ["'a'"], ["'a", "a"]),
+    ("typescript", "import type { A } from ‸\n\nconst y = 1;\n", ["'a'"], ["'a", "a"]),
+    (
+        "typescriptreact",
+        "const a = (\n  <div>\n    <b>c‸\n  </div>\n);\n",
+        ["</b>", "<i></i></b>"],
+        ["</i>", "<i></b></i>"],
+    ),
+    (
+        "javascriptreact",
+        "const a = (\n  <div>\n    ‸\n  </div>\n);\n",
+        ["<b>c</b>", "<A.B />", "<>c</>"],
+        ["<b>c</i>", "<A.B>c</A.C>"],
+    ),
+    ("typescriptreact", "const a = ‸\nconst y = 1;\n", ["<b>{1}</b>;"], ["<b>{1}</i>;", "<b>"]),
+    ("javascript", "function f‸\n  return 1;\n}\n", ["(a) {", "() {"], ["(a {", "(a)) {"]),
+    ("javascript", "class A extends B‸\n  f() {}\n}\n", ["C {", ".C {"], ["( {", "[ {"]),
+    (
+        "javascript",
+        "if (a‸\n  b();\n}\n",
+        [" === 1) {", ") {"],
+        [" === 1)) {", " === (1) {", " ==) {"],
+    ),
+    (
+        "go",
+        "package a\n\nimport ‸\n\nfunc f() {}\n",
+        ['"fmt"', '(\n\t"fmt"\n)'],
+        ['"fmt', "fmt", '("fmt"'],
+    ),
+    ("go", 'package a\n\nimport (\n\t"a"\n\t‸\n)\n', ['"fmt"', 'b "b"'], ['"fmt', "fmt", '"fmt")']),
+    (
+        "go",
+        "package a\n\nfunc f‸\n\treturn 1\n}\n",
+        ["(a int) int {"],
+        ["(a int int {", "(a int) int {)"],
+    ),
+    (
+        "go",
+        "package a\n\nfunc f() {\n\tfor ‸\n\t\tg()\n\t}\n}\n",
+        ["i := range a {"],
+        ["i := range a[ {", "(i {"],
+    ),
+    (
+        "python",
+        "def f‸\n    return 1\n",
+        ["():", "(a: int) -> int:"],
+        ["(a:", "(a]:", "(:", "(a)):"],
+    ),
+    ("python", "class A‸\n    x = 1\n", [":", "(B):"], ["(B:", "[B):"]),
+    (
+        "python",
+        "for a‸\n    b()\n",
+        [" in c:", " in range(3):"],
+        [" in range(3:", " in :", " in c]:"],
+    ),
+    ("python", "while ‸\n    b()\n", ["a:"], ["a(:", "a):"]),
+    ("python", "with open(‸\n    b()\n", ["a) as c:"], ["a as c:", "a)) as c:"]),
+    ("python", "import a\nfrom ‸\n\nx = 1\n", ["b import c"], ["b import (c", "b import"]),
+    ("php", "<?php\nfunction f‸\n{\n    return 1;\n}\n", ["()", "($a): int"], ["($a", "($a))"]),
+    (
+        "php",
+        "<?php\nclass A‸\n{\n    public $b;\n}\n",
+        [" extends B", " implements B, C"],
+        [" extends B(", ' extends "B"'],
+    ),
+    ("php", "<?php\nif (‸\n    f();\n}\n", ["$a) {"], ["$a {", "$a[) {"]),
+    ("php", "<?php\nuse ‸\n\nclass A {}\n", ["B\\C;"], ["B\\C);", '"B";']),
+    ("php", "<?php\nnamespace ‸\n\nclass A {}\n", ["B\\C;"], ["B\\C);", '"B";']),
+    (
+        "html",
+        "<div>\n  <p>a‸\n</div>\n",
+        ["</p>", "<b>c</b></p>", "<br></p>"],
+        ["</b>", "<b>c</i></p>", "</p></b>"],
+    ),
+    ("html", "<div>\n  <p a‸\n</div>\n", ['="b">c</p>', ">c</p>"], ['="b>c</p>', ">c</b>"]),
+    (
+        "html",
+        "<ul>\n  ‸\n</ul>\n",
+        ["<li>a</li>", "<li>a", '<li><img src="a"></li>'],
+        ["<li>a</p>", "<li a", "</ul>"],
+    ),
+    ("css", "a {\n  color‸\n}\n", [": red;"], [": red);", ": rgb(1;"]),
+    ("css", "@media ‸\n  a { top: 0 }\n}\n", ["(a: b) {"], ["(a: b {"]),
+    ("c", "#include ‸\n\nint a;\n", ["<stdio.h>", '"a.h"'], ['"a.h', "<stdio.h"]),
+    ("c", "int f‸\n  return 1;\n}\n", ["(void) {", "(int a) {"], ["(void {", "(int a)) {"]),
+    ("cpp", "class A‸\n  int b;\n};\n", [" {", " : public B {"], [" : public B( {"]),
+    (
+        "java",
+        "class A {\n  void f‸\n    g();\n  }\n}\n",
+        ["() {", "(int a) throws B {"],
+        ["( {", "(int a)) {"],
+    ),
+    ("java", "import ‸\n\nclass A {}\n", ["a.b.C;", "static a.B.*;"], ["a.b.C);", '"a";']),
+    (
+        "java",
+        "class A {\n  private ‸\n\n  void f() {}\n}\n",
+        ["int a = 1;", "final B b;"],
+        ["int a = (1;", "int a = );"],
+    ),
+    (
+        "csharp",
+        "class A {\n  void F‸\n    G();\n  }\n}\n",
+        ["() {", "(int a) {"],
+        ["( {", "(int a)) {"],
+    ),
+    ("csharp", "using ‸\n\nclass A {}\n", ["B.C;"], ["B.C);"]),
+    ("rust", "fn f‸\n    g();\n}\n", ["() {", "(a: i32) -> B {"], ["( {", "(a: i32)) {"]),
+    ("rust", "use ‸\n\nfn f() {}\n", ["a::b;", "a::{b, c};"], ["a::{b;", "a::b);"]),
+    ("ruby", "def f‸\n  1\nend\n", ["(a)", "", " a"], ["(a", "(a))"]),
+    ("ruby", "class ‸\n  def f\n  end\nend\n", ["A", "A < B"], ["A(", "A < B)"]),
+    ("ruby", "require ‸\n\ndef f\nend\n", ["'a'"], ["'a", "('a'"]),
+    (
+        "shellscript",
+        "if ‸\n  a\nfi\n",
+        ['[ -n "$1" ]; then'],
+        ['[ -n "$1 ]; then', '[ -n "$(a" ]; then'],
+    ),
+    ("shellscript", "for a in ‸\n  b\ndone\n", ['"$@"; do', "1 2; do"], ['"$@; do', "$(a; do"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("language", "document", "good", "bad"),
+    WHERE_NO_NAME_STANDS,
+    ids=[f"{language} {document!r}" for language, document, *_ in WHERE_NO_NAME_STANDS],
+)
+def test_no_error_is_free_where_neither_nothing_nor_a_name_parses(
+    language: str, document: str, good: list[str], bad: list[str]
+):
+    assert {text: new_errors(language, document, text) for text in good} == dict.fromkeys(good, 0)
+    assert [text for text in bad if not new_errors(language, document, text)] == []
+
+
+def test_what_is_wrong_elsewhere_in_the_document_is_still_nobodys_fault():
+    for elsewhere in ('  "z": [1,\n', '  "z" 1,\n'):
+        document = f'{{\n{elsewhere}  "a": ‸\n}}\n'
+        assert new_errors("json", document, '"b"') == 0
+    document = "</b>\n<div>\n  ‸\n</div>\n"
+    assert new_errors("html", document, "<p>a</p>") == 0
+    assert (new_errors("html", document, "<p>a</i>") or 0) > 0
+
+
+def test_what_a_text_need_not_end_yet_may_be_ended_by_what_goes_on_there():
+    assert new_errors("java", "class A {\n  int a = ‸\n  int b;\n}\n", "f(1)") == 0
+    assert (new_errors("java", "class A {\n  int a = ‸\n  int b;\n}\n", "f(1") or 0) > 0
+    assert new_errors("python", "if ‸\n    b()\n", "a") == 0
+    assert (new_errors("python", "if ‸\n    b()\n", "f(a") or 0) > 0
+
+
 def test_replacing_a_span_leaves_its_old_text_out_of_the_count():
     text = "x = (1 + )\n"
     start, end = text.index("("), text.index("\n")
