@@ -2,12 +2,14 @@
 
 Holes of a file that are close to each other are one request, so that what fills one fits what
 fills the others: a backbone fills them one after the other, each seeing those before it, a
-diffusion model in one canvas. The others come in further requests, which see what was written.
+diffusion model in one canvas. The others come in further requests, which see what was written. So
+do those behind a hole that gets something else than the model wrote for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ from lsp_server.confidence import told
 from lsp_server.context import InfillContext, check_document, context_at, normalised
 from lsp_server.extent import Reach, reach
 from lsp_server.holes import Hole, find_holes, grouped
+from lsp_server.indentation import indent_of
 from lsp_server.postprocess import worth_inserting
 from lsp_server.related import RelatedText
 from lsp_server.session import EngineSource, InTime, Snapshot, reason_of, with_related
@@ -97,11 +100,7 @@ class Filler:
     ) -> Filled:
         """Fill the place of `snapshot.offset`..`end`, in several ways. White space at the edges of
         what is there stays. `on_frame` gets every draft or canvas of the first way."""
-        start = snapshot.offset
-        inside = snapshot.text[start:end]
-        if inside.strip():
-            start += len(inside) - len(inside.lstrip())
-            end -= len(inside) - len(inside.rstrip())
+        start, end = _without_edges(snapshot.text, snapshot.offset, end)
         try:
             reason = self._refusal(snapshot)
             if reason is not None:
@@ -146,37 +145,36 @@ class Filler:
             if not holes:
                 return _nothing("there is no hole: mark one with <FILL>, ... or TODO")
             groups = grouped(holes)
-            written: list[_Written] = []
+            filled = _PartlyFilled(snapshot.text)
             while groups:
                 on_progress(len(holes) - sum(map(len, groups)), len(holes))
+                group = groups.pop(0)
                 try:
-                    written += await self._fill_group(snapshot, groups[0], written)
+                    filled, num_done = await self._fill_group(snapshot, group, filled)
                 except InvalidRequestError:
-                    if len(groups[0]) == 1:
+                    if len(group) == 1:
                         raise
-                    half = len(groups[0]) // 2
-                    groups[:1] = [groups[0][:half], groups[0][half:]]
-                    continue
-                groups.pop(0)
+                    half = len(group) // 2
+                    groups[:0] = [group[:half], group[half:]]
+                else:
+                    groups[:0] = [[hole] for hole in group[num_done:]]
             on_progress(len(holes), len(holes))
         except Exception as error:
             return Filled(reason=reason_of(error, snapshot.language))
-        return _together(written)
+        return _together(filled.written)
 
     async def _fill_group(
-        self, snapshot: Snapshot, group: Sequence[Hole], written: Sequence[_Written]
-    ) -> list[_Written]:
-        """Fill a group's holes at once, in a document that holds what was `written` above them.
+        self, snapshot: Snapshot, group: Sequence[Hole], filled: _PartlyFilled
+    ) -> tuple[_PartlyFilled, int]:
+        """Fill a group's holes at once, in a document in which those above are `filled`, and tell
+        how many of them are done with.
 
         Raises `CompletionError`.
         """
-        text = _edited(snapshot.text, [one.edit for one in written])
-        shift = len(text) - len(snapshot.text)
-        here = replace(snapshot, text=text)
-        moved = [replace(hole, start=hole.start + shift, end=hole.end + shift) for hole in group]
-        context = await self._group_context(here, moved)
+        here = replace(snapshot, text=filled.text)
+        moved = [hole.moved(filled.shift) for hole in group]
         request = infill_request(
-            context,
+            await self._group_context(here, moved),
             self._settings,
             explicit=True,
             document=snapshot.document + _FILL_DOCUMENT,
@@ -184,17 +182,11 @@ class Filler:
             wanted=await asyncio.to_thread(self._reach, here, moved),
         )
         result = await (await self._completer()).complete(request)
-        best: list[_Written] = []
-        for candidate in result.candidates:
-            fills = await asyncio.to_thread(self._usable, here, moved, candidate)
-            if len(fills) > len(best):
-                best = fills
-        return [
-            replace(
-                one, edit=replace(one.edit, start=one.edit.start - shift, end=one.edit.end - shift)
-            )
-            for one in best
+        tried = [
+            await asyncio.to_thread(self._with_candidate, snapshot, group, filled, candidate)
+            for candidate in result.candidates
         ]
+        return max(tried, key=lambda one: len(one[0].written), default=(filled, len(group)))
 
     def _reach(self, snapshot: Snapshot, holes: Sequence[Hole]) -> Reach:
         """How far the widest of the holes may reach: a request says it of all of them."""
@@ -205,26 +197,36 @@ class Filler:
             min_indent=_widest(min, [one.min_indent for one in found]),
         )
 
-    def _usable(
-        self, snapshot: Snapshot, holes: Sequence[Hole], candidate: Candidate
-    ) -> list[_Written]:
-        """What of a candidate is worth writing; in strict mode, what breaks nothing."""
-        usable: list[_Written] = []
-        for hole, text in zip(holes, candidate.texts, strict=True):
-            place = self._place(snapshot, hole.start, hole.end, lead=hole.lead)
-            if not place.context.prefix.rpartition("\n")[2].strip():
-                text = text.lstrip()  # the line is begun and indented already
-            text = worth_inserting(text, place, explicit=True, finished=candidate.finished)
-            if not text:
-                continue
-            check = self._settings.syntax_check
-            errors = place.new_errors((text,)) if check != "off" else None
+    def _with_candidate(
+        self,
+        snapshot: Snapshot,
+        group: Sequence[Hole],
+        filled: _PartlyFilled,
+        candidate: Candidate,
+    ) -> tuple[_PartlyFilled, int]:
+        """What of a candidate is worth writing, in strict mode what breaks nothing, and how many
+        holes that is: up to the first that gets something else than the model went on from."""
+        check = self._settings.syntax_check
+        for index, (hole, made) in enumerate(zip(group, candidate.texts, strict=True)):
+            moved = hole.moved(filled.shift)
+            here = replace(snapshot, text=filled.text)
+            place = self._place(here, moved.start, moved.end, lead=hole.lead)
+            is_begun = bool(place.context.prefix.rpartition("\n")[2].strip())
+            text = worth_inserting(
+                made if is_begun else made.lstrip(),  # else the line is indented already
+                place,
+                explicit=True,
+                finished=candidate.finished,
+            )
+            errors = place.new_errors((text,)) if text and check != "off" else None
             if errors and check == "strict":
-                continue
-            new = hole.lead + text.replace("\n", place.context.eol)
-            edit = Edit(start=hole.start, end=hole.end, text=new)
-            usable.append(_Written(edit, candidate.confidence, errors))
-        return usable
+                text = ""
+            if text:
+                new = hole.lead + text.replace("\n", place.context.eol)
+                filled = filled.having(hole, new, candidate.confidence, errors)
+            if text.strip() != made.strip():
+                return filled, index + 1
+        return filled, len(group)
 
     def _refusal(self, snapshot: Snapshot) -> Reason | None:
         """Raises `DocumentError`."""
@@ -277,6 +279,22 @@ class Filler:
         )
 
 
+def _without_edges(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without the white space at its edges; one of blank lines without the indentation of
+    the first and the line end of the last, which editors select with a line."""
+    inside = text[start:end]
+    if inside.strip():
+        start += len(inside) - len(inside.lstrip())
+        return start, end - (len(inside) - len(inside.rstrip()))
+    line_ends = list(re.finditer(r"\r\n|\n|\r", inside))
+    if line_ends:
+        end = start + line_ends[-1].start()
+    line_start = max(text.rfind("\n", 0, start), text.rfind("\r", 0, start)) + 1
+    if not text[line_start:start].strip():
+        start += len(indent_of(text[start:end]))
+    return start, end
+
+
 @dataclass(frozen=True, slots=True)
 class _Written:
     edit: Edit
@@ -284,17 +302,30 @@ class _Written:
     new_syntax_errors: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _PartlyFilled:
+    """A document in which some holes are filled, from the top."""
+
+    text: str
+    shift: int = 0
+    """How much further down that has moved what is below."""
+    written: tuple[_Written, ...] = ()
+
+    def having(self, hole: Hole, text: str, confidence: float, errors: int | None) -> _PartlyFilled:
+        """The same with `text` in one more hole, which is of the document as it was."""
+        start, end = hole.start + self.shift, hole.end + self.shift
+        edit = Edit(start=hole.start, end=hole.end, text=text)
+        return _PartlyFilled(
+            self.text[:start] + text + self.text[end:],
+            self.shift + len(text) - (end - start),
+            (*self.written, _Written(edit, confidence, errors)),
+        )
+
+
 def _widest(choose: Callable[[list[int]], int], limits: Sequence[int | None]) -> int | None:
     """The limit that holds for all; none where one of them has none."""
     known = [limit for limit in limits if limit is not None]
     return choose(known) if len(known) == len(limits) else None
-
-
-def _edited(text: str, edits: Sequence[Edit]) -> str:
-    """`text` after all of `edits`, whose offsets are of the text before any of them."""
-    for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
-        text = text[: edit.start] + edit.text + text[edit.end :]
-    return text
 
 
 def _together(written: Sequence[_Written]) -> Filled:

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Marker = Literal["<FILL>", "...", "pass  # hole", "TODO"]
 EXPLICIT: frozenset[Marker] = frozenset({"<FILL>", "pass  # hole"})
 """Markers that are written for no other reason than to have a hole filled."""
 
+FILL_TAG: Marker = "<FILL>"
+"""The one marker that is no code of its own in any language."""
+
 _EOL = r"(?=\r?\n|\r|\Z)"
-_TAG = re.compile(r"(?P<hole><FILL>)")
+_TAG = re.compile(rf"(?P<hole>{FILL_TAG})")
 _ELLIPSIS_LINE = re.compile(rf"(?:(?<=\n)|(?<=\r)|\A)[ \t]*(?P<hole>\.\.\.)[ \t]*{_EOL}")
 _ELLIPSIS_BODY = re.compile(rf":[ \t]+(?P<hole>\.\.\.)[ \t]*{_EOL}")
 _PASS = re.compile(rf"(?P<hole>\bpass[ \t]+#[ \t]*hole)[ \t]*{_EOL}")
@@ -28,7 +31,7 @@ _TODO = re.compile(
     rf"(?:(?<=\n)|(?<=\r)|\A)(?P<indent>[ \t]*)(?://|#|--|/\*|<!--)[ \t]*TODO\b[^\r\n]*{_EOL}"
 )
 _PATTERNS: tuple[tuple[Marker, re.Pattern[str], str | None], ...] = (
-    ("<FILL>", _TAG, None),
+    (FILL_TAG, _TAG, None),
     ("...", _ELLIPSIS_LINE, None),
     ("...", _ELLIPSIS_BODY, "python"),
     ("pass  # hole", _PASS, "python"),
@@ -55,6 +58,12 @@ class Hole:
     marker: Marker = field(kw_only=True)
     marked_from: int = field(kw_only=True)
     """Where the text begins that says there is a hole; it goes on to `end`."""
+
+    def moved(self, by: int) -> Hole:
+        """The same hole `by` characters further on."""
+        return replace(
+            self, start=self.start + by, end=self.end + by, marked_from=self.marked_from + by
+        )
 
 
 def find_holes(text: str, language: str) -> list[Hole]:

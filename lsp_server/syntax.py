@@ -32,6 +32,7 @@ plain counting accused 12 of 892 true texts and this 14.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from itertools import takewhile
 from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
 
 from lsp_server.context import InfillContext, context_at
+from lsp_server.holes import FILL_TAG
 from lsp_server.lexis import brackets
 from lsp_server.probes import probes
 from model.grammars import GRAMMARS, load_grammar
@@ -198,7 +200,8 @@ class _Baseline:
 
     @classmethod
     def parse(cls, parser: Parser, context: InfillContext) -> _Baseline:
-        parts = tuple(map(_utf8, (context.prefix, *context.between, context.suffix)))
+        texts = (context.prefix, *context.between, context.suffix)
+        parts = tuple(_utf8(_with_stand_ins(text, context.language)) for text in texts)
         baseline = cls(context, parser, parts, parser.parse(b"".join(parts)))
         baseline.fewest_errors = baseline._fewest_errors("")
         for owed in _possibly_owed(context):
@@ -342,6 +345,7 @@ def _inside(error: Node, start: int, end: int) -> bool:
 
 _CLOSER = {"(": ")", "[": "]", "{": "}"}
 _OTHER_ENDS = ('"""', "'''", "*/", "`")
+_TAG_ALONE = re.compile(rf"^[ \t]*{FILL_TAG}[ \t]*$", re.MULTILINE)
 _MAX_OWED = 6
 _OWING_CHARS = 10_000
 """How far before the cursor brackets are looked for that are still open."""
@@ -387,6 +391,15 @@ def _open_brackets(context: InfillContext) -> str:
         elif opened and bracket == opened[-1]:
             opened.pop()
     return "".join(reversed(opened[-_MAX_OWED:]))
+
+
+def _with_stand_ins(text: str, language: str) -> str:
+    """`text` with something that parses, and is as long, where holes are marked."""
+    if FILL_TAG not in text:
+        return text
+    if language in ("json", "jsonc"):
+        return text.replace(FILL_TAG, '"FILL"')
+    return _TAG_ALONE.sub(lambda tag: " " * len(tag.group()), text).replace(FILL_TAG, "_FILL_")
 
 
 def _advanced(row: int, column: int, text: bytes) -> tuple[int, int]:

@@ -39,14 +39,34 @@ class Numbering(FakeCompleter):
         return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
 
 
+class Saying(FakeCompleter):
+    """Says of each hole what `by_prefix` has for the end of what stands before it, to a request of
+    several holes as if each was filled with nothing."""
+
+    def __init__(self, by_prefix: dict[str, str]) -> None:
+        super().__init__()
+        self._by_prefix = by_prefix
+
+    async def complete(self, request: InfillRequest, *, on_frame: object = None) -> InfillResult:
+        self.requests.append(request)
+        before, texts = "", list[str]()
+        for part in (request.prefix, *request.between):
+            before += part
+            texts.append(next(t for end, t in self._by_prefix.items() if before.endswith(end)))
+        candidates = (Candidate(texts=tuple(texts), confidence=0.5),)
+        return InfillResult(candidates=candidates, forwards=1, tokens=1, encoded_tokens=1, ms=1.0)
+
+
 def filler(completer: FakeCompleter, **raw: Any) -> Filler:
     settings, problems = parse_settings(raw)
     assert problems == ()
     return Filler(FakeEngine(completer), settings, SyntaxChecker())
 
 
-def snapshot(text: str, offset: int = 0, *, path: str = "/src/a.py") -> Snapshot:
-    return Snapshot(document="d", path=path, language="python", text=text, offset=offset)
+def snapshot(
+    text: str, offset: int = 0, *, path: str = "/src/a.py", language: str = "python"
+) -> Snapshot:
+    return Snapshot(document="d", path=path, language=language, text=text, offset=offset)
 
 
 def applied(text: str, filled: Filled) -> str:
@@ -132,6 +152,50 @@ async def test_what_would_break_the_syntax_leaves_its_marker():
     assert applied(text, await fill_holes(text, Half())) == "a = 1\nb = <FILL>\n"
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "filled"),
+    [
+        ("python", "f(<FILL>, <FILL>)\n", "f(1, 1)\n"),
+        ("python", "x = [<FILL>, a, <FILL>] + f(<FILL>)\n", "x = [1, a, 1] + f(1)\n"),
+        ("go", "package a\n\nvar x = f(<FILL>, <FILL>)\n", "package a\n\nvar x = f(1, 1)\n"),
+        ("javascript", "f({ a: <FILL>, b: <FILL> });\n", "f({ a: 1, b: 1 });\n"),
+        ("json", '{"a": <FILL>, "b": [<FILL>]}\n', '{"a": 1, "b": [1]}\n'),
+        ("rust", "fn f() {\n    g(<FILL>, <FILL>);\n}\n", "fn f() {\n    g(1, 1);\n}\n"),
+        ("lua", "f(<FILL>, <FILL>)\n", "f(1, 1)\n"),
+    ],
+)
+async def test_no_hole_stands_in_anothers_way(language: str, text: str, filled: str):
+    here = snapshot(text, language=language, path="/src/a")
+    answer = await filler(FakeCompleter("1")).holes(here, lambda done, of: None)
+    assert applied(text, answer) == filled
+
+
+@pytest.mark.parametrize("marked", ["f(<FILL>, ", "g(<FILL>)\nf("])
+async def test_a_hole_that_stays_marked_stands_in_nobodys_way(marked: str):
+    text = f"{marked}2)\n"
+    filled = await filler(FakeCompleter("1, ")).span(snapshot(text, len(marked)), len(marked))
+    assert [filling.edits[0].text for filling in filled.fillings] == ["1, "]
+
+
+async def test_a_hole_sees_what_the_one_before_really_got():
+    completer = Saying({"a = (": "1)", "b = ": "2"})
+    text = "a = (<FILL>)\nb = <FILL>\nb = <FILL>\n"
+    assert applied(text, await fill_holes(text, completer)) == "a = (1)\nb = 2\nb = 2\n"
+    first, *others = completer.requests
+    assert first.between == (")\nb = ", "\nb = ")
+    assert [(request.prefix, request.between) for request in others] == [
+        ("a = (1)\nb = ", ()),
+        ("a = (1)\nb = 2\nb = ", ()),
+    ]
+
+
+async def test_a_hole_behind_one_that_got_nothing_sees_its_marker():
+    completer = Saying({"a = ": "((", "b = ": "2"})
+    text = "a = <FILL>\nb = <FILL>\n"
+    assert applied(text, await fill_holes(text, completer)) == "a = <FILL>\nb = 2\n"
+    assert completer.requests[-1].prefix == "a = <FILL>\nb = "
+
+
 async def test_progress_counts_the_holes():
     reports: list[tuple[int, int]] = []
     await fill_holes(HOLES, Numbering(most=1), lambda done, total: reports.append((done, total)))
@@ -168,6 +232,29 @@ async def test_a_selection_is_replaced_but_for_the_space_at_its_edges():
     filled = await filler(completer).span(snapshot(text, start), end)
     assert filled.fillings[0].edits == (Edit(start=start + 4, end=end - 1, text="new(2)"),)
     assert completer.requests[0].prefix == "def f():\n    "
+
+
+@pytest.mark.parametrize("eol", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("document", "text", "after"),
+    [
+        ("def f():\n    a = 0\n‸    \n‸    return a\n", "b = 1", "    b = 1\n"),
+        ("def f():\n    a = 0\n‸    ‸\n    return a\n", "b = 1", "    b = 1"),
+        ("def f():\n    a = 0\n‸\n‸    return a\n", "    b = 1", "    b = 1\n"),
+        ("def f():\n    a = 0\n‸\n\n\n‸    return a\n", "    b = 1", "    b = 1\n"),
+        ("def f():\n    a = 0\n‸    \n  ‸  return a\n", "b = 1", "    b = 1\n  "),
+        ("def f():\n    a = 0‸\n‸    return a\n", " + 1", " + 1\n"),
+        ("a = 1\n‸\n‸", "b = 2", "b = 2\n"),
+        ("f(‸  ‸)\n", "1", "1"),
+    ],
+)
+async def test_a_selection_of_blank_lines_keeps_their_last_line_end_and_indentation(
+    document: str, text: str, after: str, eol: str
+):
+    before, inside, rest = document.replace("\n", eol).split("‸")
+    here = snapshot(before + inside + rest, len(before))
+    filled = await filler(FakeCompleter(text)).span(here, len(before + inside))
+    assert applied(here.text, filled) == before + after.replace("\n", eol) + rest
 
 
 async def test_filling_here_offers_several_ways_and_several_lines():
