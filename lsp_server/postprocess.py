@@ -11,19 +11,15 @@ Each rule either shortens the text from its end, or drops it, or changes white s
 
 from __future__ import annotations
 
-import re
-
 from lsp_server.brackets import CLOSERS, without_doubled_closers
 from lsp_server.context import InfillContext
 from lsp_server.extent import fitting
-from lsp_server.indentation import columns, indent_of, indent_style
+from lsp_server.indentation import TAB_WIDTH, indent_style, without_doubled_indent
 from lsp_server.overlap import without_overlap
 from lsp_server.repetition import repeats_following, repeats_preceding, without_loops
 from lsp_server.syntax import SyntaxPlace
 
 _NO_LAST_COMMA = ("json", "jsonc")
-_GOES_ON = re.compile(r"([:{(\[,=>\\|&+*/.-]|\b(do|then|else|begin|in))$")
-"""The end of a line after which the next one may be indented deeper."""
 
 
 def worth_inserting(text: str, place: SyntaxPlace, *, explicit: bool, finished: bool = True) -> str:
@@ -58,18 +54,6 @@ def _in_style(text: str, context: InfillContext) -> str:
     style = indent_style(context)
     if style is not None:
         text = style.adopt(text, from_line_start=not line_prefix)
-    if line_prefix and not line_prefix.strip() and _is_too_deep(text, context, line_prefix):
-        text = text.lstrip(" \t")
+    if line_prefix and not line_prefix.strip():
+        text = without_doubled_indent(text, context, style.width if style else TAB_WIDTH)
     return text
-
-
-def _is_too_deep(text: str, context: InfillContext, line_prefix: str) -> bool:
-    """Whether the text would indent its first line further than the line above allows, which has
-    opened nothing and goes on nowhere."""
-    above = context.prefix.rpartition("\n")[0].rstrip()
-    return (
-        indent_of(text) != ""
-        and above != ""
-        and columns(line_prefix) >= columns(indent_of(above.rpartition("\n")[2]))
-        and not _GOES_ON.search(above)
-    )
