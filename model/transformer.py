@@ -189,6 +189,15 @@ class Transformer(nn.Module):
         """(…, E) -> (…, V), each at its own position: not yet shifted."""
         return self.head(hidden)
 
+    def embedded(self, ids: Tensor) -> Tensor:
+        """(…) -> (…, E): rows of the embedding, outside any graph of gradients."""
+        return F.embedding(ids, self.embedding.weight.detach())
+
+    def head_rows(self, ids_V: Tensor) -> Tensor:
+        """(V,) -> (V, E): rows of the head."""
+        weight = self.head.weight.detach()
+        return weight[ids_V.to(weight.device)]
+
 
 def visibility(config: TransformerConfig, positions_BL: Tensor, is_real_BL: Tensor) -> Tensor:
     """(B, L or 1, L) bool: which position sees which, by the family's kind of attention.

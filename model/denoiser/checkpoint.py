@@ -21,7 +21,8 @@ from torch import Tensor
 
 from model.api import CheckpointError
 from model.denoiser.config import DenoiserConfig
-from model.denoiser.network import Denoiser
+from model.denoiser.network import Denoiser, WordTable
+from model.transformer import TransformerConfig
 
 if TYPE_CHECKING:  # where nothing reads GGUF files, the package that does need not be there
     from model.backbone.checkpoint import Backbone
@@ -73,22 +74,35 @@ def save_denoiser(
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def denoiser_config(directory: Path, digest: str, backbone: TransformerConfig) -> DenoiserConfig:
+    """The sizes of a checkpoint that was trained on the backbone with this digest. Raises
+    `CheckpointError`."""
+    said = read_config(directory)
+    if said["backbone"]["digest"] != digest:
+        raise CheckpointError(
+            f"{directory} was trained on the backbone {said['backbone']['name']} (SHA-256 "
+            f"{said['backbone']['digest'][:12]}…), not on this one ({digest[:12]}…); use that "
+            "backbone, or none of this denoiser"
+        )
+    try:
+        sizes = dict(said["denoiser"])
+        sizes["taps"] = tuple(sizes["taps"])
+        return DenoiserConfig(backbone=backbone, **sizes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG} describes no denoiser: {error}") from error
+
+
 def load_denoiser(
     directory: Path,
-    backbone: Backbone,
+    digest: str,
+    backbone: WordTable,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Denoiser:
-    """Read a checkpoint for the backbone it was trained on. Raises `CheckpointError`."""
-    said = read_config(directory)
-    if said["backbone"]["digest"] != backbone.digest:
-        raise CheckpointError(
-            f"{directory} was trained on the backbone {said['backbone']['name']} (SHA-256 "
-            f"{said['backbone']['digest'][:12]}…), not on {backbone.path.name} "
-            f"({backbone.digest[:12]}…); use that backbone, or none of this denoiser"
-        )
-    config = _denoiser_config(directory, said, backbone)
+    """Read a checkpoint for the backbone it was trained on, whose digest this is. Raises
+    `CheckpointError`."""
+    config = denoiser_config(directory, digest, backbone.config)
     file = directory / WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; a denoiser's directory holds {WEIGHTS}")
@@ -100,10 +114,10 @@ def load_denoiser(
         ) from error
     ids = _draft_ids(file, stored, config)
     weights = unpack_weights(stored)
-    model = Denoiser.of(config, backbone.model, ids)
+    model = Denoiser.of(config, backbone, ids)
     _check_shapes(file, model, weights)
     model.load_state_dict(weights)
-    model.end_threshold, model.canvas_end_threshold = _thresholds(directory, said)
+    model.end_threshold, model.canvas_end_threshold = _thresholds(directory, read_config(directory))
     return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
@@ -164,15 +178,6 @@ def _config_of(config: DenoiserConfig, backbone: Backbone) -> dict[str, Any]:
         "backbone": {"name": backbone.path.name, "digest": backbone.digest},
         "denoiser": sizes,
     }
-
-
-def _denoiser_config(directory: Path, said: dict[str, Any], backbone: Backbone) -> DenoiserConfig:
-    try:
-        sizes = dict(said["denoiser"])
-        sizes["taps"] = tuple(sizes["taps"])
-        return DenoiserConfig(backbone=backbone.model.config, **sizes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory / CONFIG} describes no denoiser: {error}") from error
 
 
 def _thresholds(directory: Path, said: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -11,8 +11,8 @@ taps side by side, H query heads, G key/value heads, D head dimension, V draft v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,23 @@ from model.transformer import (
 
 FUSE_NOISE = 0.002
 SKIP_SCALE = 0.3
+
+Embed = Callable[[Tensor], Tensor]
+"""Ids (…) to rows of the embedding (…, E)."""
+
+
+class WordTable(Protocol):
+    """What of a backbone a denoiser needs to be built: its sizes, embedding and head."""
+
+    config: TransformerConfig
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """(…) -> (…, E): rows of the embedding."""
+        ...
+
+    def head_rows(self, ids_V: Tensor) -> Tensor:
+        """(V,) -> (V, E): rows of the head."""
+        ...
 
 
 class CanvasLayer(Layer):
@@ -115,6 +132,21 @@ def _mixed_in_groups(
     return torch.cat(mixed)
 
 
+class Follow(nn.Module):
+    """Tells a slot which token was chosen just before it. Without it all slots are filled as if
+    their neighbours were not."""
+
+    def __init__(self, hidden_size: int, size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, size, bias=False)
+        self.token = nn.Linear(hidden_size, size, bias=False)
+        self.out = nn.Linear(size, hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """(…, E) -> (…, E): the hidden states of slots, and the embedded tokens before them."""
+        return hidden + self.out(F.silu(self.hidden(hidden)) * self.token(embedded))
+
+
 class Denoiser(nn.Module):
     """See the module's docstring."""
 
@@ -124,14 +156,14 @@ class Denoiser(nn.Module):
     head: Tensor
 
     def __init__(
-        self, config: DenoiserConfig, embedding_WE: Tensor, head_VE: Tensor, draft_ids_V: Tensor
+        self, config: DenoiserConfig, embed: Embed, head_VE: Tensor, draft_ids_V: Tensor
     ) -> None:
-        """`embedding` is the backbone's, `head` those rows of its head that `draft_ids` names."""
+        """`embed` is the backbone's, `head` those rows of its head that `draft_ids` names."""
         super().__init__()
         self.config = config
         backbone = config.backbone
         size, taps = backbone.hidden_size, len(config.taps)
-        self._embedding = [embedding_WE]  # in a list: no weight of this module
+        self.embed = unit_size(embed, backbone.norm_eps)
         self.register_buffer("head", head_VE, persistent=False)
         self.register_buffer("draft_ids", draft_ids_V, persistent=False)
         self.fuse = nn.Linear(taps * size, size, bias=False)
@@ -141,9 +173,7 @@ class Denoiser(nn.Module):
         layers = nn.ModuleList(CanvasLayer(backbone) for _ in range(config.num_layers))
         self.layers = cast("list[CanvasLayer]", layers)
         self.final_norm = nn.RMSNorm(size, backbone.norm_eps)
-        self.follow_hidden = nn.Linear(size, config.follow_size, bias=False)
-        self.follow_token = nn.Linear(size, config.follow_size, bias=False)
-        self.follow_out = nn.Linear(config.follow_size, size, bias=False)
+        self.follower = Follow(size, config.follow_size)
         self.end_in = nn.Linear(taps * size, config.end_size)
         self.end_out = nn.Linear(config.end_size, 1)
         self.canvas_end = nn.Linear(size, 1)
@@ -153,11 +183,15 @@ class Denoiser(nn.Module):
         self.register_rotation("cpu")
 
     @classmethod
-    def of(cls, config: DenoiserConfig, backbone: Transformer, draft_ids_V: Tensor) -> Denoiser:
+    def of(cls, config: DenoiserConfig, backbone: WordTable, draft_ids_V: Tensor) -> Denoiser:
         """A denoiser over a backbone: its embedding, and the rows of its head that are drafted."""
-        head = backbone.head.weight.detach()
-        ids = draft_ids_V.to(head.device)
-        return cls(config, backbone.embedding.weight.detach(), head[ids], ids)
+        head = backbone.head_rows(draft_ids_V)
+        return cls(config, backbone.embedded, head, draft_ids_V.to(head.device))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, and wants its taps and the context's keys and values in."""
+        return self.mask.dtype
 
     def register_rotation(self, device: torch.device | str) -> None:
         """The rotary tables, which no checkpoint holds, in float32 on `device`."""
@@ -180,15 +214,10 @@ class Denoiser(nn.Module):
             at = self.config.taps.index(continued) * size
             self.fuse.weight[:, at : at + size] += torch.eye(size)
         self.skip.weight.normal_(0.0, SKIP_SCALE * size**-0.5)
-        for weight in (self.follow_out.weight, self.end_out.weight, self.canvas_end.weight):
+        for weight in (self.follower.out.weight, self.end_out.weight, self.canvas_end.weight):
             weight.zero_()
         for bias in (self.end_out.bias, self.canvas_end.bias):
             bias.zero_()
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """The backbone's embedding, each row of a root mean square of 1; (…) -> (…, E)."""
-        rows = F.embedding(ids, self._embedding[0]).to(self.mask.dtype)
-        return F.rms_norm(rows, rows.shape[-1:], eps=self.config.backbone.norm_eps)
 
     def features(self, taps_BNF: Tensor) -> Tensor:
         """The context's fused features (B, N, E)."""
@@ -224,7 +253,7 @@ class Denoiser(nn.Module):
         other share a context: so many the first of `past`, so many the second.
         """
         num_slots = ids_BC.shape[1]
-        x = torch.where(known_BC[..., None], self.embed(ids_BC), self.mask)
+        x = torch.where(known_BC[..., None], self.embed(ids_BC).to(self.dtype), self.mask)
         x = x + self.slots[:num_slots] + self.skip(anchor_feature_BE)[:, None]
         rotation = self._rotation(positions_BC, x)
         for layer, kept in zip(self.layers, past, strict=True):
@@ -232,16 +261,16 @@ class Denoiser(nn.Module):
         return self.final_norm(x)
 
     def follow(self, hidden: Tensor, previous_ids: Tensor) -> Tensor:
-        """(…, E) -> (…, E): the hidden states of slots, told which token was chosen just before.
-
-        Without it all slots are filled as if their neighbours were not.
-        """
-        seen = self.follow_token(self.embed(previous_ids))
-        return hidden + self.follow_out(F.silu(self.follow_hidden(hidden)) * seen)
+        """(…, E) -> (…, E): see `Follow`."""
+        return self.follower(hidden, self.embed(previous_ids).to(self.dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, E) -> (…, V), over `draft_ids`."""
         return F.linear(hidden, self.head)
+
+    def some_logits(self, hidden_BE: Tensor, places_BK: Tensor) -> Tensor:
+        """(B, K): of a few places in `draft_ids`."""
+        return (self.head[places_BK] @ hidden_BE[..., None]).squeeze(-1)
 
     def end_logits(self, taps_BNF: Tensor) -> Tensor:
         """(B, N, F) -> (B, N) float32: that the middle ends behind a context token."""
@@ -255,3 +284,13 @@ class Denoiser(nn.Module):
     def _rotation(self, positions_BN: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = (t[positions_BN].unsqueeze(1).to(like.dtype) for t in (self.cos, self.sin))
         return cos, sin
+
+
+def unit_size(embed: Embed, eps: float) -> Embed:
+    """The embedding with each row of a root mean square of 1."""
+
+    def embedded(ids: Tensor) -> Tensor:
+        rows = embed(ids)
+        return F.rms_norm(rows, rows.shape[-1:], eps=eps)
+
+    return embedded

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from model.api import CheckpointError, hub_id
 from model.backbone.catalogue import DEFAULT, resolve
 from model.backbone.checkpoint import OpenedBackbone, is_backbone, open_backbone
+from model.denoiser.checkpoint import denoiser_config, load_denoiser
+from model.denoiser.shipped import denoiser_folder
 from model.engine.canvas.assembly import canvas_slots, open_engine
 from model.engine.draft.assembly import backbone_engine
 from model.engine.run import float8
@@ -60,11 +63,25 @@ def load_completer(
 
 
 def completer_of(
-    backbone: OpenedBackbone, forward: Forward, *, cache_bytes: int | None = None
+    backbone: OpenedBackbone,
+    forward: Forward,
+    *,
+    denoiser: Path | None = None,
+    cache_bytes: int | None = None,
 ) -> BackboneCompleter:
-    """The completer of a backbone that something computes. Raises `ValueError` for too small a
-    cache."""
-    engine = backbone_engine(backbone.tokenizer, forward, cache_bytes=cache_bytes)
+    """The completer of a backbone that something computes, and of the checkpoint of a denoiser,
+    whose layers it taps. Raises `ValueError` for too small a cache, and `CheckpointError`."""
+    drafting: dict[str, Any] = {}
+    if denoiser is not None:
+        loaded = load_denoiser(
+            denoiser, backbone.digest, forward, device=forward.device, dtype=forward.kv_dtype
+        )
+        drafting = {
+            "denoiser": forward.beside(loaded),
+            "end_threshold": loaded.end_threshold,
+            "canvas_end_threshold": loaded.canvas_end_threshold,
+        }
+    engine = backbone_engine(backbone.tokenizer, forward, cache_bytes=cache_bytes, **drafting)
     return BackboneCompleter(engine, backbone)
 
 
@@ -81,16 +98,24 @@ def _here(model: str | Path) -> Path:
 
 def _backbone_completer(path: Path, device: torch.device, dtype: str) -> BackboneCompleter:
     backbone = open_backbone(path)
+    denoiser = denoiser_folder(backbone.digest)
+    wanted: dict[str, Any] = {}
+    if denoiser is not None:
+        config = denoiser_config(denoiser, backbone.digest, backbone.config)
+        num_layers = backbone.config.num_layers + config.num_layers
+        wanted = {"tapped_layers": config.taps, "num_kv_layers": num_layers}
     if device.type == "cpu" and dtype in ("auto", "int8"):
-        return completer_of(
-            backbone,
-            cpu_forward(path, backbone.digest, lambda: backbone.load().model),
+        forward: Forward = cpu_forward(
+            path, backbone.digest, lambda: backbone.load().model, **wanted
         )
+        return completer_of(backbone, forward, denoiser=denoiser)
     loaded_as = _dtype("auto" if dtype == "float8" else dtype, device)
     model = backbone.load(device=device, dtype=loaded_as).model
     if device.type == "cuda":
-        return completer_of(backbone, CudaForward(model, is_float8=dtype == "float8"))
-    return completer_of(backbone, TorchForward(model))
+        forward = CudaForward(model, is_float8=dtype == "float8", **wanted)
+    else:
+        forward = TorchForward(model, **wanted)
+    return completer_of(backbone, forward, denoiser=denoiser)
 
 
 def _canvas_completer(

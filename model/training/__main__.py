@@ -146,7 +146,9 @@ def prepare_model(
     torch.manual_seed(0)
     state = read_state(args.out, backbone)
     if state is None and args.start is not None:
-        model = load_denoiser(args.start, backbone, device=device, dtype=dtype)
+        model = load_denoiser(
+            args.start, backbone.digest, backbone.model, device=device, dtype=dtype
+        )
         return model.requires_grad_(True).train()
     if state is not None:
         draft_ids = state["draft_ids"]

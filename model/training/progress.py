@@ -195,7 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         backbone = load_backbone(args.backbone, dtype=torch.bfloat16)
-        model = load_denoiser(args.checkpoint, backbone, dtype=torch.bfloat16)
+        model = load_denoiser(
+            args.checkpoint, backbone.digest, backbone.model, dtype=torch.bfloat16
+        )
         documents = load_documents(args.corpus, "heldout.jsonl.gz")
         # Other windows than those that a run keeps its best by.
         sampler = WindowSampler(documents, backbone.tokenizer, HELD_OUT_SHAPE, 2, draft_only=True)

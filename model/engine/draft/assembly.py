@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 
 from model.backbone.tokenizer import BackboneTokenizer
-from model.denoiser.network import Denoiser
 from model.engine.draft.choice import BackboneVocabulary
 from model.engine.draft.denoiser_drafter import DenoiserDrafter
 from model.engine.draft.drafters import Drafter, GuessDrafter, RepetitionDrafter
 from model.engine.draft.verify import VerifyingDecoder
 from model.engine.engine import Engine
 from model.engine.run.choice import runner_for
-from model.engine.run.forward import Forward
+from model.engine.run.forward import DenoiserForward, Forward
 
 
 def backbone_engine(
     tokenizer: BackboneTokenizer,
     forward: Forward,
     *,
-    denoiser: Denoiser | None = None,
+    denoiser: DenoiserForward | None = None,
     end_threshold: float | None = None,
+    canvas_end_threshold: float | None = None,
     cache_bytes: int | None = None,
 ) -> Engine:
     """An engine around what computes a backbone, and a denoiser that drafts for it, if there is
@@ -32,4 +32,7 @@ def backbone_engine(
     drafters: list[Drafter] = [GuessDrafter(), RepetitionDrafter()]
     if denoiser is not None:
         drafters.append(DenoiserDrafter(runner, denoiser))
-    return Engine(VerifyingDecoder(runner, vocabulary, tokenizer, drafters, end_threshold))
+    decoder = VerifyingDecoder(
+        runner, vocabulary, tokenizer, drafters, end_threshold, canvas_end_threshold
+    )
+    return Engine(decoder)

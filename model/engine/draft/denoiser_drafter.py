@@ -7,9 +7,9 @@ from collections.abc import Sequence as Items
 import torch
 from torch import Tensor
 
-from model.denoiser.network import Denoiser
 from model.engine.draft.stream import Stream
 from model.engine.run.backbone_runner import BackboneRunner
+from model.engine.run.forward import DenoiserForward
 
 CANDIDATES = 8
 """Tokens of each slot that are looked at again once the token before it is chosen."""
@@ -20,7 +20,7 @@ LEAST_LIKELY = 0.1
 class DenoiserDrafter:
     """See `Drafter`."""
 
-    def __init__(self, runner: BackboneRunner, denoiser: Denoiser) -> None:
+    def __init__(self, runner: BackboneRunner, denoiser: DenoiserForward) -> None:
         self._runner, self._denoiser = runner, denoiser
 
     def draft(self, streams: Items[Stream], room: int) -> list[list[list[int]]]:
@@ -30,6 +30,9 @@ class DenoiserDrafter:
         hidden = self._runner.canvases(ready, size) if ready and size > 1 else None
         if hidden is None:
             return [[] for _ in streams]
+        overruns = self._denoiser.canvas_end_logits(hidden).sigmoid().tolist()
+        for stream, overrun in zip(ready, overruns, strict=True):
+            stream.overrun = overrun
         found = {id(s): draft for s, draft in zip(ready, self._filled(ready, hidden), strict=True)}
         return [[found[id(s)]] if found.get(id(s)) else [] for s in streams]
 
@@ -49,7 +52,7 @@ class DenoiserDrafter:
         for slot in range(slots.shape[1]):
             rows = tops.indices[:, slot]
             told = denoiser.follow(slots[:, slot], previous)
-            again = (denoiser.head[rows] @ told[..., None]).squeeze(-1).float()
+            again = denoiser.some_logits(told, rows).float()
             weights = (again - totals[:, slot, None]).exp()
             best, index = weights.max(dim=-1)
             alive = alive * best / (weights.sum(dim=-1) + others[:, slot])

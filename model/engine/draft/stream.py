@@ -57,6 +57,10 @@ class Stream(Sequence):
     """Tokens that the cache held when the stream was opened last."""
     anchor: Any = None
     """What the denoiser makes of the last token that was read, a tensor (E,), once one was."""
+    overrun: float = 0.0
+    """How likely the middle has ended before the last token, which is unread."""
+    can_end: bool = False
+    """Whether the middle could have ended where the last token was decided."""
     drafted: tuple[int, ...] = ()
     """The longest draft of the last step."""
     accepted: int = 0

@@ -82,10 +82,12 @@ class VerifyingDecoder:
         in_bytes: TokenBytes,
         drafters: Items[Drafter],
         end_threshold: float | None = None,
+        canvas_end_threshold: float | None = None,
     ) -> None:
-        """`drafters`: those that come first are believed more. `end_threshold`: from which
-        probability on a middle ends where the runner's denoiser says so (None: never)."""
-        self.end_threshold = end_threshold
+        """`drafters`: those that come first are believed more. From the thresholds on, which are
+        probabilities, a middle ends where the denoiser says so (None: never): by the hidden states
+        of the text, and by its canvas."""
+        self.end_threshold, self.canvas_end_threshold = end_threshold, canvas_end_threshold
         self.runner, self.vocabulary = runner, vocabulary
         self._in_bytes = in_bytes
         self._drafters = drafters
@@ -199,7 +201,11 @@ class VerifyingDecoder:
         readings = [
             _Reading(stream, stream.ids[len(stream.ids) - stream.unread :], tree)
             for stream, tree in zip(streams, self._trees(streams), strict=True)
+            if not self._has_ended(stream)
         ]
+        streams = [reading.stream for reading in readings]
+        if not readings:
+            return
         places = [list(self._places(reading)) for reading in readings]
         for stream in streams:
             self._count(stream, stream.unread)
@@ -208,7 +214,8 @@ class VerifyingDecoder:
             fill.forwards += 1
         for index, (reading, its_places) in enumerate(zip(readings, places, strict=True)):
             choices = chosen(verdicts[index].logits, its_places, self.vocabulary)
-            kept = self._take(reading, self._with_ends(choices, its_places, verdicts[index].ends))
+            choices = self._with_ends(choices, its_places, verdicts[index].ends)
+            kept = self._take(reading, choices, its_places)
             if reading.stream.error is None:
                 num_unread = len(reading.unread)
                 self.runner.keep(index, [*range(num_unread), *(num_unread + n for n in kept)])
@@ -276,7 +283,20 @@ class VerifyingDecoder:
             for choice, place, end in zip(choices, places, ends, strict=True)
         ]
 
-    def _take(self, reading: _Reading, choices: Items[tuple[int, float] | None]) -> list[int]:
+    def _has_ended(self, stream: Stream) -> bool:
+        """Conclude a stream whose last token already belongs behind the middle."""
+        threshold = self.canvas_end_threshold
+        if threshold is None or not stream.can_end or stream.overrun <= threshold:
+            return False
+        stream.ids.pop()
+        stream.probabilities[-1] = stream.overrun
+        stream.output = stream.as_it_stands(finished=True)
+        self._take_stock(stream)
+        return True
+
+    def _take(
+        self, reading: _Reading, choices: Items[tuple[int, float] | None], places: Items[Place]
+    ) -> list[int]:
         """Decide what the backbone chose along the drafts; which drafted rows it came by."""
         stream, tree = reading.stream, reading.tree
         stream.step += 1
@@ -293,6 +313,7 @@ class VerifyingDecoder:
                 stream.output = stream.as_it_stands(finished=True)
                 return kept
             stream.ids.append(token)
+            stream.can_end, stream.overrun = places[node + 1].may_end, 0.0
             stream.rest = self._rest_after(stream.rest, token)
             if self._is_over(stream):
                 return kept

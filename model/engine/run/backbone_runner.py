@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from model.api import EngineOverloadedError
-from model.denoiser.network import Denoiser
 from model.engine.cache.page_pool import KeyValueShape, PagePool, StreamRows
 from model.engine.cache.page_tree import PAGE_SIZE, PageTable, PageTree, Reservation
 from model.engine.draft.stream import Stream
-from model.engine.run.forward import Forward, Rows
+from model.engine.run.forward import DenoiserForward, Forward, Rows
 
 CPU_CACHE_BYTES = 256 << 20
 """The cache's budget on a CPU: 10,000 tokens of a backbone of 0.5 billion parameters."""
@@ -55,7 +54,7 @@ class BackboneRunner:
         self,
         forward: Forward,
         *,
-        denoiser: Denoiser | None = None,
+        denoiser: DenoiserForward | None = None,
         cache_bytes: int | None = None,
     ) -> None:
         """A `denoiser` needs a `forward` that taps its layers and has room for its keys and values.
@@ -167,7 +166,7 @@ class BackboneRunner:
             return
         assert self._positions is not None
         kv, self._features = self.denoiser.context(
-            ran.taps.to(self.denoiser.mask.dtype), self._positions
+            ran.taps.to(self.denoiser.dtype), self._positions
         )
         ran.kv[self.forward.config.num_layers :] = kv
 
@@ -186,7 +185,7 @@ class BackboneRunner:
         ids[:, 0] = torch.tensor([stream.ids[-1] for stream in streams])
         known = torch.zeros(ids.shape, dtype=torch.bool)
         known[:, 0] = True
-        dtype = self.denoiser.mask.dtype
+        dtype = self.denoiser.dtype
         anchors = [stream.anchor for stream in streams if stream.anchor is not None]
         return self.denoiser.canvas(
             ids.to(self.device),

@@ -112,12 +112,8 @@ def _by_openvino(
 ) -> Forward:
     # Only here: where it is not installed, torch runs.
     from model.engine.openvino_api import cpu_has, cpu_name, openvino
-    from model.engine.run.openvino_forward import (
-        BFLOAT16,
-        INT8,
-        INT8_FLOAT_KEYS,
-        OpenVinoForward,
-    )
+    from model.engine.run.openvino_forward import OpenVinoForward
+    from model.engine.run.openvino_request import BFLOAT16, INT8, INT8_FLOAT_KEYS
 
     stamp = {
         "format": FORMAT,

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from model.api import CompletionError
-from model.denoiser.network import Denoiser
 from model.engine.cache.page_pool import power_of_two
 from model.engine.cache.page_tree import PAGE_SIZE, PageTable, Reservation
 from model.engine.draft.stream import Stream
 from model.engine.kernels.reference import PagedStreams
 from model.engine.run.backbone_runner import BackboneRunner, NewRows, ancestors, table_of
 from model.engine.run.cuda_forward import CudaForward, PagedRows
-from model.engine.run.forward import Rows
+from model.engine.run.forward import DenoiserForward, Rows
 from model.engine.run.graphs import Recorder, Work, recorder_for
 from model.engine.run.memory import is_out_of_memory
 
@@ -150,7 +149,7 @@ class CudaRunner(BackboneRunner):
         self,
         forward: CudaForward,
         *,
-        denoiser: Denoiser | None = None,
+        denoiser: DenoiserForward | None = None,
         cache_bytes: int | None = None,
         recorder: Recorder | None = None,
     ) -> None:

@@ -1,4 +1,5 @@
-"""What computes the backbone on a device: new rows against kept keys and values.
+"""What computes the backbone, and a denoiser beside it, on a device: new rows against kept keys
+and values.
 
 The engine's runner keeps the pages and gathers them; a `Forward` knows nothing of requests.
 
@@ -14,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from model.denoiser.config import DenoiserConfig
+from model.denoiser.network import Denoiser, WordTable
 from model.transformer import TransformerConfig
 
 
@@ -31,7 +34,7 @@ class Rows:
     1, side by side; None where none are asked for."""
 
 
-class Forward(Protocol):
+class Forward(WordTable, Protocol):
     """The backbone on a device. Calls come from one thread at a time."""
 
     config: TransformerConfig
@@ -61,4 +64,58 @@ class Forward(Protocol):
 
     def logits(self, hidden_ME: Tensor) -> Tensor:
         """(M, E) -> (M, V) float32, each at its own position: of the token after it."""
+        ...
+
+    def beside(self, denoiser: Denoiser) -> DenoiserForward:
+        """A denoiser as it runs beside this backbone; it lies on the same device."""
+        ...
+
+
+class DenoiserForward(Protocol):
+    """A denoiser on the device of its backbone; `Denoiser` itself is one, and says what its
+    methods do."""
+
+    config: DenoiserConfig
+    draft_ids: Tensor
+    """(V,) tokens that `logits` are of."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the context's keys and values."""
+        ...
+
+    def context(self, taps_BNF: Tensor, positions_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (layers, 2, B, G, N, D), and features (B, N, E)."""
+        ...
+
+    def end_logits(self, taps_BNF: Tensor) -> Tensor:
+        """(B, N) float32."""
+        ...
+
+    def canvas(
+        self,
+        ids_BC: Tensor,
+        known_BC: Tensor,
+        positions_BC: Tensor,
+        anchor_feature_BE: Tensor,
+        past: Tensor,
+        visible_BP: Tensor,
+    ) -> Tensor:
+        """(B, C, E)."""
+        ...
+
+    def canvas_end_logits(self, hidden_BCE: Tensor) -> Tensor:
+        """(B,) float32."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, E) -> (…, V)."""
+        ...
+
+    def follow(self, hidden: Tensor, previous_ids: Tensor) -> Tensor:
+        """(…, E) -> (…, E)."""
+        ...
+
+    def some_logits(self, hidden_BE: Tensor, places_BK: Tensor) -> Tensor:
+        """(B, K)."""
         ...

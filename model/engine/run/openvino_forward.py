@@ -6,44 +6,18 @@ Shape letters as in `model.engine.run.forward`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.engine.openvino_api import compiled_for_cpu, openvino
-from model.engine.run.forward import Rows
-from model.engine.run.openvino_graph import BF16, F32, head_graph, rows_graph
+from model.denoiser.network import Denoiser
+from model.engine.openvino_api import openvino
+from model.engine.run.forward import DenoiserForward, Rows
+from model.engine.run.openvino_denoiser import OpenVinoDenoiser
+from model.engine.run.openvino_graph import head_graph, rows_graph
+from model.engine.run.openvino_request import INT8, Arithmetic, Request, additive, rotation
 from model.engine.run.packed_weights import PackedWeights
 from model.engine.run.torch_forward import checked_taps, kv_layers
-
-_HIDDEN_SCORE = torch.finfo(torch.float32).min / 2
-"""Added to what is not visible. Not -inf, which the padding behind a row would turn into NaN."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """How products are computed, the weights being what they are."""
-
-    name: str
-    """For people."""
-    precision: str
-    """OpenVINO's `INFERENCE_PRECISION_HINT`."""
-    quantised_inputs: int
-    """Inputs of int8 matrices become int8 themselves on the way, so many of a row with one scale;
-    0: never."""
-    kv_dtype: torch.dtype
-    """Of keys and values, and of attention's products."""
-
-
-INT8 = Arithmetic("int8", "f32", 128, torch.bfloat16)
-"""Fastest for few rows where the processor multiplies int8 (VNNI), and has bf16 for attention."""
-INT8_FLOAT_KEYS = Arithmetic("int8", "f32", 128, torch.float32)
-"""The same for processors without bf16."""
-BFLOAT16 = Arithmetic("int8 weights, bf16 arithmetic", "bf16", 0, torch.bfloat16)
-FLOAT32 = Arithmetic("float32 arithmetic", "f32", 0, torch.float32)
-"""What the file says, exactly."""
 
 
 class OpenVinoForward:
@@ -71,27 +45,11 @@ class OpenVinoForward:
         self.runtime = f"OpenVINO {openvino.__version__.split('-')[0]}, {arithmetic.name}"
         self.problems: list[str] = []
         self.costs: dict[int, float] = {}
-        self._weights, self._kv_type = weights, BF16 if self.kv_dtype == torch.bfloat16 else F32
-        self._frequencies = self.config.rope_theta ** (
-            -torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
-        )
-        graph = rows_graph(weights, kv_type=self._kv_type, tapped_layers=self.tapped_layers)
-        self._rows = self._compiled(graph)
-        self._head = self._compiled(head_graph(weights))
+        self._weights = weights
+        graph = rows_graph(weights, kv_type=arithmetic.kv_type, tapped_layers=self.tapped_layers)
+        self._rows = Request(graph, arithmetic, self.threads)
+        self._head = Request(head_graph(weights), arithmetic, self.threads)
         self._settle()
-
-    def _compiled(self, graph: openvino.Model) -> Any:
-        """A request, which is to be used again."""
-        options = {
-            # Of its own accord it takes bf16 where the processor has it.
-            "INFERENCE_PRECISION_HINT": self.arithmetic.precision,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.arithmetic.quantised_inputs,
-            "INFERENCE_NUM_THREADS": self.threads,
-            "NUM_STREAMS": 1,
-            # Bound to cores, its threads would wait for whoever is on them.
-            "ENABLE_CPU_PINNING": False,
-        }
-        return compiled_for_cpu(graph, options).create_infer_request()
 
     def _settle(self) -> None:
         """Run once: what is packed at the first use is packed, and the file's pages can go."""
@@ -109,41 +67,31 @@ class OpenVinoForward:
         if past is None:
             size = (config.num_layers, 2, batch, config.num_kv_heads, 0, config.head_dim)
             past = torch.empty(size, dtype=self.kv_dtype)
-        angles = positions_BN[:, None, :, None].float() * self._frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        mask = torch.zeros(visible_BNT.shape).masked_fill_(~visible_BNT, _HIDDEN_SCORE)
+        cos, sin = rotation(positions_BN, config.head_dim, config.rope_theta)
+        mask = additive(visible_BNT)[:, None, None]
         own = past[: config.num_layers].flatten(0, 1)
-        inputs = [
-            self._weights.embedded(ids_BN), angles.cos(), angles.sin(), mask[:, None, None], *own
-        ]  # fmt: skip
-        # They share their memory with these tensors, which live until the request has run.
-        for index, tensor in enumerate(inputs):
-            self._rows.set_input_tensor(index, self._shared(tensor))
-        self._rows.infer()
+        self._rows.run([self._weights.embedded(ids_BN), cos, sin, mask, *own])
         kv = torch.zeros((self.num_kv_layers, 2, *own.shape[1:3], num, config.head_dim)).to(
             self.kv_dtype
         )
-        kv[: config.num_layers].flatten(0, 1).copy_(self._output(1, self.kv_dtype))
-        taps = self._output(2).clone() if self.tapped_layers else None
-        return Rows(self._output(0).clone(), kv, taps)
+        kv[: config.num_layers].flatten(0, 1).copy_(self._rows.output(1, self.kv_dtype))
+        taps = self._rows.output(2).clone() if self.tapped_layers else None
+        return Rows(self._rows.output(0).clone(), kv, taps)
 
     @torch.no_grad()
     def logits(self, hidden_ME: Tensor) -> Tensor:
         """See `Forward.logits`."""
-        hidden = hidden_ME.contiguous()
-        self._head.set_input_tensor(0, self._shared(hidden))
-        self._head.infer()
-        return torch.from_numpy(self._head.get_output_tensor(0).data).clone()
+        self._head.run([hidden_ME])
+        return self._head.output(0).clone()
 
-    def _output(self, index: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A view of what the request has computed."""
-        array = self._rows.get_output_tensor(index).data
-        if dtype == torch.bfloat16:  # which numpy does not know
-            return torch.from_numpy(array.view("int16")).view(dtype)
-        return torch.from_numpy(array)
+    def embedded(self, ids: Tensor) -> Tensor:
+        """See `WordTable.embedded`."""
+        return self._weights.embedded(ids)
 
-    def _shared(self, tensor: Tensor) -> Any:
-        if tensor.dtype != torch.bfloat16:
-            return openvino.Tensor(tensor.contiguous().numpy(), shared_memory=True)
-        bits = tensor.contiguous().view(torch.int16).numpy()
-        return openvino.Tensor(bits, openvino.Shape(tensor.shape), BF16)
+    def head_rows(self, ids_V: Tensor) -> Tensor:
+        """See `WordTable.head_rows`."""
+        return self._weights.head_rows(ids_V)
+
+    def beside(self, denoiser: Denoiser) -> DenoiserForward:
+        """See `Forward.beside`. Raises OpenVINO's own `RuntimeError`s."""
+        return OpenVinoDenoiser(denoiser.float(), self.arithmetic, self.threads)

@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Layer, Transformer, TransformerConfig
 
 FORMAT = "mezzotint backbone int8 1"
 FILE = "int8.safetensors"
@@ -45,7 +45,28 @@ class PackedError(Exception):
     """A packed file is not there, or not what it should be."""
 
 
-class PackedWeights:
+class Arrays:
+    """Arrays by name: norms, and matrices, perhaps in int8 with the scales of their rows."""
+
+    def __init__(self, config: TransformerConfig, arrays: dict[str, Array]) -> None:
+        self.config, self._arrays = config, arrays
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def array(self, name: str) -> Array:
+        """One that is there, not a copy."""
+        return self._arrays[name]
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """(…) -> (…, E) float32: rows of a matrix."""
+        rows = self._arrays[name][ids.numpy()].astype(np.float32)
+        if scale_of(name) in self:
+            rows *= self._arrays[scale_of(name)][ids.numpy()]
+        return torch.from_numpy(rows)
+
+
+class PackedWeights(Arrays):
     """A packed file, mapped into memory."""
 
     def __init__(self, path: Path, digest: str | None = None) -> None:
@@ -60,8 +81,10 @@ class PackedWeights:
             stamp = header.pop("__metadata__")
             if stamp["format"] != FORMAT or stamp["digest"] != (digest or stamp["digest"]):
                 raise PackedError(f"{path} was made of other weights, or by another release")
-            self.config = TransformerConfig(**json.loads(stamp["config"]))
-            self._arrays = {name: self._array(8 + size, entry) for name, entry in header.items()}
+            super().__init__(
+                TransformerConfig(**json.loads(stamp["config"])),
+                {name: self._array(8 + size, entry) for name, entry in header.items()},
+            )
         except PackedError:
             raise
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
@@ -77,21 +100,13 @@ class PackedWeights:
             raise ValueError("sizes that contradict each other")
         return np.frombuffer(self._content, kind, int(np.prod(shape)), start + first).reshape(shape)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
+    def embedded(self, ids: Tensor) -> Tensor:
+        """(…) -> (…, E) float32: rows of the embedding."""
+        return self.rows("embedding" if "embedding" in self else "head", ids)
 
-    def array(self, name: str) -> Array:
-        """A tensor, as a view of the file."""
-        return self._arrays[name]
-
-    def embedded(self, ids_BN: Tensor) -> Tensor:
-        """(B, N) -> (B, N, E) float32."""
-        name = "embedding" if "embedding" in self else "head"
-        ids = ids_BN.numpy()
-        rows = self._arrays[name][ids].astype(np.float32)
-        if scale_of(name) in self:
-            rows *= self._arrays[scale_of(name)][ids]
-        return torch.from_numpy(rows)
+    def head_rows(self, ids_V: Tensor) -> Tensor:
+        """(V,) -> (V, E) float32: rows of the head."""
+        return self.rows("head", ids_V)
 
     def forget_pages(self) -> None:
         """Give back the memory of what has been read of the file; the next look reads it anew."""
@@ -138,10 +153,7 @@ def pack(
     tensors = dict[str, Array]()
     parts = _parts(model)
     for done, (name, weights) in enumerate(parts.items()):
-        if weights[0].dim() == 1 or keeps_float:
-            tensors[name] = torch.cat(weights).detach().float().contiguous().numpy()
-        else:
-            tensors[name], tensors[scale_of(name)] = _int8(weights)
+        tensors |= stored_as(name, weights, keeps_float=keeps_float)
         progress((done + 1) / (len(parts) + 1))
     stamp = {"format": FORMAT, "digest": digest, "config": json.dumps(asdict(model.config))}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -164,6 +176,15 @@ def packed_folder(weights: Path, digest: str) -> Path:
     return user_cache_path("mezzotint") / "packed" / digest
 
 
+def stored_as(name: str, weights: list[Tensor], *, keeps_float: bool = False) -> dict[str, Array]:
+    """What a product or norm becomes: matrices, one below the other, int8 and their rows' scales
+    unless `keeps_float`."""
+    if weights[0].dim() == 1 or keeps_float:
+        return {name: torch.cat(weights).detach().float().contiguous().numpy()}
+    rows, scales = _int8(weights)
+    return {name: rows, scale_of(name): scales}
+
+
 def _int8(weights: list[Tensor]) -> tuple[Array, Array]:
     """Rows of -127 to 127 of matrices below each other, and what each is to be multiplied by,
     (O, 1)."""
@@ -181,21 +202,29 @@ def _parts(model: Transformer) -> dict[str, list[Tensor]]:
     """What is stored, and of which parameters it is made, one below the other."""
     parts: dict[str, list[Tensor]] = {"final_norm": [model.final_norm.weight]}
     for index, layer in enumerate(model.layers):
-        qkv, of = (layer.q_proj, layer.k_proj, layer.v_proj), f"layers.{index}."
-        parts[f"{of}input_norm"] = [layer.input_norm.weight]
-        parts[f"{of}qkv"] = [each.weight for each in qkv]
-        if model.config.qkv_bias:
-            parts[f"{of}qkv_bias"] = [each.bias for each in qkv]
-        if model.config.qk_norm:
-            parts[f"{of}q_norm"] = [layer.q_norm.get_parameter("weight")]
-            parts[f"{of}k_norm"] = [layer.k_norm.get_parameter("weight")]
-        parts[f"{of}o"] = [layer.o_proj.weight]
-        parts[f"{of}ffn_norm"] = [layer.ffn_norm.weight]
-        parts[f"{of}gate_up"] = [layer.gate_proj.weight, layer.up_proj.weight]
-        parts[f"{of}down"] = [layer.down_proj.weight]
+        parts |= layer_parts(layer, f"layers.{index}.", model.config)
     parts["head"] = [model.head.weight]
     if not _are_one(model.embedding.weight, model.head.weight):
         parts["embedding"] = [model.embedding.weight]
+    return parts
+
+
+def layer_parts(layer: Layer, of: str, config: TransformerConfig) -> dict[str, list[Tensor]]:
+    """The same of one layer, each name beginning with `of`."""
+    qkv = (layer.q_proj, layer.k_proj, layer.v_proj)
+    parts: dict[str, list[Tensor]] = {
+        f"{of}input_norm": [layer.input_norm.weight],
+        f"{of}qkv": [each.weight for each in qkv],
+        f"{of}o": [layer.o_proj.weight],
+        f"{of}ffn_norm": [layer.ffn_norm.weight],
+        f"{of}gate_up": [layer.gate_proj.weight, layer.up_proj.weight],
+        f"{of}down": [layer.down_proj.weight],
+    }
+    if config.qkv_bias:
+        parts[f"{of}qkv_bias"] = [each.bias for each in qkv]
+    if config.qk_norm:
+        parts[f"{of}q_norm"] = [layer.q_norm.get_parameter("weight")]
+        parts[f"{of}k_norm"] = [layer.k_norm.get_parameter("weight")]
     return parts
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.engine.run.forward import Rows
+from model.denoiser.network import Denoiser
+from model.engine.run.forward import DenoiserForward, Rows
 from model.transformer import Transformer
 
 
@@ -65,6 +66,18 @@ class TorchForward:
     def logits(self, hidden_ME: Tensor) -> Tensor:
         """See `Forward.logits`."""
         return self.model.logits(hidden_ME).float()
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """See `WordTable.embedded`."""
+        return self.model.embedded(ids)
+
+    def head_rows(self, ids_V: Tensor) -> Tensor:
+        """See `WordTable.head_rows`."""
+        return self.model.head_rows(ids_V)
+
+    def beside(self, denoiser: Denoiser) -> DenoiserForward:
+        """See `Forward.beside`."""
+        return denoiser
 
 
 def kv_layers(own: int, wanted: int | None) -> int:

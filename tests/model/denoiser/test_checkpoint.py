@@ -42,7 +42,7 @@ def edit(directory: Path, **changes: object) -> None:
 def test_what_is_saved_is_loaded_but_for_the_rounding(
     saved: Path, model: Denoiser, backbone: Backbone
 ):
-    loaded = load_denoiser(saved, backbone)
+    loaded = load_denoiser(saved, backbone.digest, backbone.model)
     assert loaded.config == model.config
     assert loaded.draft_ids.tolist() == [3, 5, 200, 301]
     assert (loaded.end_threshold, loaded.canvas_end_threshold) == (0.75, None)
@@ -68,8 +68,10 @@ def test_matrices_take_a_byte_a_weight():
 
 def test_a_denoiser_of_another_backbone_is_refused_by_name(saved: Path, tmp_path: Path):
     other = load_backbone(write_tiny_backbone(tmp_path / "other", seed=8))
-    with pytest.raises(CheckpointError, match=r"was trained on the backbone tiny .* not on other"):
-        load_denoiser(saved, other)
+    with pytest.raises(
+        CheckpointError, match=r"was trained on the backbone tiny .* not on this one"
+    ):
+        load_denoiser(saved, other.digest, other.model)
 
 
 @pytest.mark.parametrize(
@@ -89,23 +91,23 @@ def test_a_config_that_says_something_else_is_refused(
 ):
     edit(saved, **changes)
     with pytest.raises(CheckpointError, match=message):
-        load_denoiser(saved, backbone)
+        load_denoiser(saved, backbone.digest, backbone.model)
 
 
 def test_damaged_and_missing_files_are_named(saved: Path, backbone: Backbone):
     whole = (saved / WEIGHTS).read_bytes()
     (saved / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_denoiser(saved, backbone)
+        load_denoiser(saved, backbone.digest, backbone.model)
     (saved / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=f"{WEIGHTS} is missing"):
-        load_denoiser(saved, backbone)
+        load_denoiser(saved, backbone.digest, backbone.model)
     (saved / CONFIG).write_text("{")
     with pytest.raises(CheckpointError, match="not readable JSON"):
-        load_denoiser(saved, backbone)
+        load_denoiser(saved, backbone.digest, backbone.model)
     (saved / CONFIG).unlink()
     with pytest.raises(CheckpointError, match=f"{CONFIG} is missing"):
-        load_denoiser(saved, backbone)
+        load_denoiser(saved, backbone.digest, backbone.model)
 
 
 def test_weights_of_other_shapes_are_named(saved: Path, backbone: Backbone):
@@ -113,7 +115,7 @@ def test_weights_of_other_shapes_are_named(saved: Path, backbone: Backbone):
     stored["mask"] = torch.zeros(3)
     save_file(stored, saved / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"tensor mask should have shape \(64,\), found \(3,"):
-        load_denoiser(saved, backbone)
+        load_denoiser(saved, backbone.digest, backbone.model)
 
 
 @pytest.mark.parametrize("ids", [None, [], [-1], [100_000]])
@@ -126,7 +128,7 @@ def test_a_draft_vocabulary_that_the_backbone_lacks_is_refused(
         stored["draft_ids"] = torch.tensor(ids, dtype=torch.int32)
     save_file(stored, saved / WEIGHTS)
     with pytest.raises(CheckpointError, match="draft_ids"):
-        load_denoiser(saved, backbone)
+        load_denoiser(saved, backbone.digest, backbone.model)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_draft(

@@ -27,7 +27,7 @@ PROMPT = tuple(range(1, 51))
 def make(model: Transformer, letters: Any) -> Iterator[Make]:
     engines: list[Engine] = []
 
-    def engine(end_threshold: float | None = None) -> Engine:
+    def engine(**thresholds: float) -> Engine:
         torch.manual_seed(5)
         config = DenoiserConfig.of(model.config, num_layers=1, taps=(0, 1))
         denoiser = Denoiser.of(config, model, torch.arange(56))
@@ -36,7 +36,7 @@ def make(model: Transformer, letters: Any) -> Iterator[Make]:
         forward = TorchForward(model, tapped_layers=config.taps, num_kv_layers=3)
         runner = BackboneRunner(forward, denoiser=denoiser, cache_bytes=1 << 22)
         drafters = [DenoiserDrafter(runner, denoiser)]
-        decoder = VerifyingDecoder(runner, letters.vocabulary, letters, drafters, end_threshold)
+        decoder = VerifyingDecoder(runner, letters.vocabulary, letters, drafters, **thresholds)
         engines.append(Engine(decoder))
         return engines[-1]
 
@@ -102,3 +102,19 @@ def test_an_end_that_it_is_sure_of_is_one(make: Make) -> None:
     assert healed.holes[0]  # what has to be written is written first
     (known,) = always.submit(fill_of(4, length=3)).result(60)
     assert len(known.holes[0]) == 3
+
+
+def test_a_token_that_the_canvas_puts_behind_the_end_is_taken_back(make: Make) -> None:
+    """What a token of the backbone's own ended on is not in the answer."""
+    never, always = make(), make(canvas_end_threshold=-1.0)
+    (written,) = never.submit(fill_of(4)).result(60)
+    (ended,) = always.submit(fill_of(4)).result(60)
+    assert len(written.holes[0]) > 0
+    assert (ended.holes, ended.finished) == (((),), True)
+    assert len(ended.probabilities) == 1
+    (healed,) = always.submit(fill_of(4, heal=b"ab")).result(60)
+    assert healed.holes[0]
+    (known,) = always.submit(fill_of(4, length=3)).result(60)
+    assert len(known.holes[0]) == 3
+    engine = always.decoder
+    engine.check_integrity()

@@ -108,7 +108,7 @@ def test_two_processes_train_one_model_and_only_one_of_them_speaks(
     figures = json.loads(line)
     assert figures["minutes"] >= 0.01
     assert [row["step"] for row in log_of(run)] == [figures["steps"]]
-    assert load_denoiser(run / "checkpoint", backbone).config.num_layers == 1
+    assert load_denoiser(run / "checkpoint", backbone.digest, backbone.model).config.num_layers == 1
 
 
 @pytest.mark.slow

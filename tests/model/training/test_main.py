@@ -36,7 +36,7 @@ def test_a_folder_of_code_becomes_a_denoiser_and_the_run_goes_on(
     figures = json.loads(capsys.readouterr().out)
     assert figures["steps"] > 0
     assert figures["held_out_tokens_per_forward"] >= 1
-    loaded = load_denoiser(run / "checkpoint", backbone)
+    loaded = load_denoiser(run / "checkpoint", backbone.digest, backbone.model)
     assert len(loaded.draft_ids) <= 60
     arguments = ("--backbone", tiny_backbone_folder, "--out", run, "--cooldown", "0.003")
     assert train(folder, *arguments, "--json") == 0
@@ -54,7 +54,8 @@ def test_a_run_that_starts_from_a_checkpoint_keeps_it_if_nothing_is_better(
     start = tmp_path / "first" / "checkpoint"
     assert train(*arguments, tmp_path / "second", "--from", start, "--learning-rate", "1e-9") == 0
     first, second = (
-        load_denoiser(tmp_path / n / "checkpoint", backbone) for n in ("first", "second")
+        load_denoiser(tmp_path / n / "checkpoint", backbone.digest, backbone.model)
+        for n in ("first", "second")
     )
     torch.testing.assert_close(first.skip.weight, second.skip.weight, atol=1e-3, rtol=0.02)
 

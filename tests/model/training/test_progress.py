@@ -49,7 +49,7 @@ def test_a_run_of_right_slots_counts_up_to_the_first_error(
 
 def test_a_draft_that_is_told_each_token_uses_what_it_chose(model: Denoiser):
     torch.manual_seed(0)
-    torch.nn.init.normal_(model.follow_out.weight)
+    torch.nn.init.normal_(model.follower.out.weight)
     hidden, first = torch.randn(3, 4, 64), torch.tensor([5, 6, 7])
     alone = draft(model, hidden, first, follows=False)
     told = draft(model, hidden, first, follows=True)

@@ -11,13 +11,8 @@ import pytest
 import torch
 from backbones import causal, positions, some_ids, tiny
 
-from model.engine.run.openvino_forward import (
-    BFLOAT16,
-    FLOAT32,
-    INT8,
-    INT8_FLOAT_KEYS,
-    OpenVinoForward,
-)
+from model.engine.run.openvino_forward import OpenVinoForward
+from model.engine.run.openvino_request import BFLOAT16, FLOAT32, INT8, INT8_FLOAT_KEYS
 from model.engine.run.packed_weights import PackedWeights, pack
 from model.engine.run.torch_forward import TorchForward
 from model.transformer import Transformer
