@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from model.engine.draft.stream import Stream
+from model.engine.draft.tree import Draft, Drafted
 from model.engine.run.backbone_runner import BackboneRunner
 from model.engine.run.forward import DenoiserForward
 
+SLOTS = 8
+"""Of a canvas; most of those that it was trained on have as many."""
 CANDIDATES = 8
 """Tokens of each slot that are looked at again once the token before it is chosen."""
-LEAST_LIKELY = 0.1
+LEAST_LIKELY = 0.02
 """A draft ends where it is less likely than this to be right so far."""
 
 
@@ -23,10 +26,10 @@ class DenoiserDrafter:
     def __init__(self, runner: BackboneRunner, denoiser: DenoiserForward) -> None:
         self._runner, self._denoiser = runner, denoiser
 
-    def draft(self, streams: Items[Stream], room: int) -> list[list[list[int]]]:
+    def draft(self, streams: Items[Stream], room: int) -> list[list[Draft]]:
         """See `Drafter.draft`."""
         ready = [s for s in streams if s.anchor is not None and s.unread == 1]
-        size = min(room + 1, self._denoiser.config.canvas_size)
+        size = min(room + 1, SLOTS, self._denoiser.config.canvas_size)
         hidden = self._runner.canvases(ready, size) if ready and size > 1 else None
         if hidden is None:
             return [[] for _ in streams]
@@ -37,7 +40,7 @@ class DenoiserDrafter:
         return [[found[id(s)]] if found.get(id(s)) else [] for s in streams]
 
     @torch.inference_mode()
-    def _filled(self, streams: Items[Stream], hidden_BCE: Tensor) -> list[list[int]]:
+    def _filled(self, streams: Items[Stream], hidden_BCE: Tensor) -> list[Draft]:
         """The likeliest tokens of the slots behind the first, from the left, each knowing the one
         before it, as long as they are likely enough."""
         denoiser = self._denoiser
@@ -48,7 +51,7 @@ class DenoiserDrafter:
         others = 1 - (tops.values - totals[..., None]).exp().sum(dim=-1)
         previous = torch.tensor([s.ids[-1] for s in streams], device=logits.device)
         alive = torch.ones(len(streams), device=logits.device)
-        drafts: list[list[int]] = [[] for _ in streams]
+        drafts: list[Draft] = [[] for _ in streams]
         for slot in range(slots.shape[1]):
             rows = tops.indices[:, slot]
             told = denoiser.follow(slots[:, slot], previous)
@@ -57,11 +60,9 @@ class DenoiserDrafter:
             best, index = weights.max(dim=-1)
             alive = alive * best / (weights.sum(dim=-1) + others[:, slot])
             previous = denoiser.draft_ids[rows.gather(1, index[:, None])[:, 0]].long()
-            for row, (token, is_likely) in enumerate(
-                zip(previous.tolist(), (alive >= LEAST_LIKELY).tolist(), strict=True)
-            ):
-                if is_likely and len(drafts[row]) == slot:
-                    drafts[row].append(token)
+            for row, drafted in enumerate(zip(previous.tolist(), alive.tolist(), strict=True)):
+                if drafted[1] >= LEAST_LIKELY and len(drafts[row]) == slot:
+                    drafts[row].append(Drafted(*drafted))
             if not any(len(draft) == slot + 1 for draft in drafts):
                 break
         return drafts

@@ -19,7 +19,7 @@ from model.api import InvalidRequestError
 from model.engine.draft.choice import BackboneVocabulary, Place, chosen
 from model.engine.draft.drafters import Drafter
 from model.engine.draft.stream import BackboneFill, Stream
-from model.engine.draft.tree import DraftTree
+from model.engine.draft.tree import Draft, DraftTree, least_odds
 from model.engine.fill import Fill, FilledHoles, Sequence, fills_of, tell
 from model.engine.run.backbone_runner import BackboneRunner, NewRows
 
@@ -27,10 +27,8 @@ CHUNK = 128
 """Tokens of a prompt that are read at a time: a request can be cancelled between two."""
 FEW_ROWS = 16
 """Streams with more unread tokens than this do not share a forward with others."""
-DRAFT_ROWS = 7
-"""Drafted tokens of a forward where nobody has measured what rows cost."""
-ROW_TOLERANCE = 1.35
-"""A forward with drafts may take so many times as long as one of a single token."""
+MOST_DRAFTED = 16
+"""Tokens that a forward carries beside the decided ones."""
 
 PATIENCE_MS = 300.0
 """A person who types is answered from what is close to the cursor where reading all of the prompt
@@ -92,7 +90,7 @@ class VerifyingDecoder:
         self._in_bytes = in_bytes
         self._drafters = drafters
         costs = runner.forward.costs
-        self.draft_rows = affordable_rows(costs)
+        self.least_odds = least_odds(costs, MOST_DRAFTED)
         self._ms_per_token = min((ms / rows for rows, ms in costs.items()), default=MS_PER_TOKEN)
 
     def check(self, fill: Fill) -> None:
@@ -223,15 +221,15 @@ class VerifyingDecoder:
 
     def _trees(self, streams: list[Stream]) -> list[DraftTree]:
         """What is drafted of each stream."""
-        branches: list[list[list[int]]] = [[] for _ in streams]
+        drafts: list[list[Draft]] = [[] for _ in streams]
         drafted = [s for s in streams if s.params.policy == "verified"]
         for drafter in self._drafters:
-            for stream, more in zip(drafted, drafter.draft(drafted, self.draft_rows), strict=True):
-                branches[streams.index(stream)] += more
-        return [
-            DraftTree.of(each, min(self.draft_rows, self._left(stream) - 1))
-            for stream, each in zip(streams, branches, strict=True)
-        ]
+            for stream, more in zip(drafted, drafter.draft(drafted, MOST_DRAFTED), strict=True):
+                left = max(self._left(stream) - 1, 0)
+                drafts[streams.index(stream)] += [draft[:left] for draft in more]
+        # Together they share what a forward can carry.
+        odds = self.least_odds[:: len(streams)]
+        return [DraftTree.of(each, odds) for each in drafts]
 
     def _places(self, reading: _Reading) -> Iterator[Place]:
         """What may be chosen behind the last unread token, and behind each drafted one."""
@@ -347,14 +345,6 @@ class VerifyingDecoder:
             tell(stream)
         if stream.is_done:
             self.runner.close(stream)
-
-
-def affordable_rows(costs: dict[int, float]) -> int:
-    """How many drafted tokens a forward may carry, by its measured milliseconds."""
-    if 1 not in costs:
-        return DRAFT_ROWS
-    most = max(rows for rows, ms in costs.items() if ms <= ROW_TOLERANCE * costs[1])
-    return max(most - 1, 1)
 
 
 def _mean_log_probability(output: FilledHoles) -> float:

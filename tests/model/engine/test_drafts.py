@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from model.engine.draft.choice import BackboneVocabulary, Place, chosen, uniform
-from model.engine.draft.drafters import GuessDrafter, RepetitionDrafter
+from model.engine.draft.drafters import GuessDrafter, RepetitionDrafter, with_odds
 from model.engine.draft.repeated_text import IndexedText, RepeatedText
 from model.engine.draft.stream import BackboneFill, Stream
-from model.engine.draft.tree import DraftTree
-from model.engine.draft.verify import affordable_rows
+from model.engine.draft.tree import Draft, DraftTree, least_odds
 from model.engine.fill import SamplingParams
 from model.engine.run.backbone_runner import ancestors
 
@@ -20,6 +19,10 @@ GREEDY = SamplingParams(policy="verified")
 def stream_of(*tokens: int, **options: object) -> Stream:
     fill = BackboneFill(prompt=(1,), **options)  # type: ignore[arg-type]
     return Stream(fill=fill, params=GREEDY, ids=[1, *tokens], num_prompt=1, rest=b"")
+
+
+def tokens_of(drafts: list[list[Draft]]) -> list[list[list[int]]]:
+    return [[[token for token, _ in draft] for draft in each] for each in drafts]
 
 
 class TestRepetitions:
@@ -55,17 +58,18 @@ class TestDrafters:
             stream_of(3, guess=(3, 4, 5)),
             stream_of(9, guess=(3,)),
         ]
-        assert GuessDrafter().draft(streams, 2) == [[[3, 4]], [[4, 5]], []]
+        assert tokens_of(GuessDrafter().draft(streams, 2)) == [[[3, 4]], [[4, 5]], []]
 
     def test_a_fill_without_a_document_repeats_nothing(self) -> None:
         text = RepeatedText([IndexedText([1, 2, 3])], [])
         streams = [stream_of(1, 2), stream_of(1, 2, document=text)]
-        assert RepetitionDrafter().draft(streams, 4) == [[], [[3]]]
+        assert tokens_of(RepetitionDrafter().draft(streams, 4)) == [[], [[3]]]
 
 
 class TestTree:
     def test_what_drafts_begin_with_in_common_stands_once(self) -> None:
-        tree = DraftTree.of([[1, 2, 3], [1, 2, 4, 5], [6]], 9)
+        drafts = [with_odds(d, 1.0, 1.0) for d in ([1, 2, 3], [1, 2, 4, 5], [6])]
+        tree = DraftTree.of(drafts, [0.0] * 9)
         assert tree.tokens == [1, 2, 3, 4, 5, 6]
         assert tree.parents == [-1, 0, 1, 1, 3, -1]
         assert tree.child(1, 4) == 3
@@ -73,9 +77,24 @@ class TestTree:
         assert tree.longest() == (1, 2, 4, 5)
 
     def test_it_has_no_more_than_there_is_room_for(self) -> None:
-        assert DraftTree.of([[1, 2, 3], [4]], 2).tokens == [1, 2]
-        assert DraftTree.of([[1]], 0).tokens == []
-        assert DraftTree.of([[1]], -1).tokens == []
+        drafts = [with_odds(d, 1.0, 1.0) for d in ([1, 2, 3], [4])]
+        assert DraftTree.of(drafts, [0.0] * 2).tokens == [1, 2]
+        assert DraftTree.of(drafts, []).tokens == []
+
+    def test_the_likeliest_tokens_come_first_whichever_draft_they_are_of(self) -> None:
+        drafts = [
+            with_odds([1, 2, 3], 0.5, 0.5),
+            with_odds([4, 5], 0.4, 0.9),
+            with_odds([1], 0.9, 1),
+        ]
+        tree = DraftTree.of(drafts, [0.0] * 4)
+        assert tree.tokens == [1, 4, 5, 2]
+        assert tree.parents == [-1, -1, 1, 0]
+
+    def test_a_token_comes_only_where_it_is_likely_enough_for_one_more(self) -> None:
+        drafts = [with_odds([1, 2, 3, 4], 0.8, 0.5)]  # 0.8, 0.4, 0.2, 0.1
+        assert DraftTree.of(drafts, [0.1, 0.3, 0.3]).tokens == [1, 2]
+        assert DraftTree.of(drafts, [0.9, 0.1]).tokens == []
 
     def test_a_row_sees_its_own_branch_and_nothing_else(self) -> None:
         seen = ancestors([-1, 0, 1, 1, 3, -1])
@@ -142,7 +161,13 @@ class TestChoice:
         assert sum(numbers) / 1000 == pytest.approx(0.5, abs=0.04)
 
 
-def test_a_forward_carries_as_many_drafts_as_cost_little() -> None:
-    assert affordable_rows({1: 20.0, 2: 21.0, 4: 23.0, 8: 26.0, 16: 40.0}) == 7
-    assert affordable_rows({1: 20.0, 2: 40.0}) == 1
-    assert affordable_rows({}) > 1
+def test_a_row_has_to_be_as_likely_as_it_is_dear() -> None:
+    cheap = least_odds({1: 20.0, 2: 22.0, 4: 30.0, 8: 50.0}, 16)
+    assert cheap == pytest.approx([0.1, 0.2, 0.2, 0.25, 0.25, 0.25, 0.25])
+    assert least_odds({1: 20.0, 2: 22.0, 4: 30.0, 8: 50.0}, 2) == pytest.approx([0.1, 0.2])
+    after_a_dear_one = least_odds({1: 20.0, 2: 36.0, 4: 37.0}, 16)
+    assert after_a_dear_one == pytest.approx([0.8, 0.8, 0.8])
+    free = least_odds({1: 20.0, 2: 19.0}, 16)
+    assert len(free) == 1
+    assert 0 < free[0] < 0.1
+    assert len(least_odds({}, 5)) == 5

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.api import Frame, InfillRequest, InvalidRequestError, SupersededError
+from model.engine.draft.verify import MOST_DRAFTED
 from model.engine.run.backbone_runner import NewRows, Verdict
 from model.serving.backbone_completer import BackboneCompleter
 from model.serving.loading import load_completer
@@ -131,7 +132,7 @@ class TestDrafts:
         dictate(completer, text[9:])
         again = await completer.complete(ask(PREFIX + text[:9], document="a.py", client="me"))
         assert again.candidates[0].text == text[9:]
-        assert again.forwards <= 1 + again.tokens // completer._decoder.draft_rows
+        assert again.forwards <= 1 + again.tokens // MOST_DRAFTED
 
     async def test_a_draft_that_comes_true_costs_one_forward_and_a_wrong_one_changes_nothing(
         self, completer: BackboneCompleter
