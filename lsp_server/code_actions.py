@@ -27,7 +27,7 @@ def register(server: MezzotintServer) -> None:
 
 def on_code_action(ls: MezzotintServer, params: types.CodeActionParams) -> list[types.CodeAction]:
     """What can be filled here. Unasked, as for a light bulb: only what there is a sign for."""
-    document = ls.workspace.text_documents.get(params.text_document.uri)
+    document = ls.document(params.text_document.uri)
     if document is None or not ls.completes(document):
         return []
     asked = params.context.trigger_kind != types.CodeActionTriggerKind.Automatic

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from lsprotocol import types
 from pygls.workspace import PositionCodec, TextDocument, Workspace
@@ -105,6 +106,17 @@ class LspWorkspace(Workspace):
                 self.update_text_document(written.document, change)
 
 
+def name_of(uri: str) -> str:
+    """What the document of a URI is filed under, by pygls and by us: a client may quote the same
+    one differently from time to time, as in `file:///c:/a.py` and `file:///c%3A/a.py`."""
+    return unquote(uri)
+
+
+def document_at(uri: str, workspace: Workspace) -> TextDocument | None:
+    """The document that the client has opened as `uri`, if there is one; never one from disk."""
+    return workspace.text_documents.get(name_of(uri))
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """One cursor position, both ways of counting it."""
@@ -200,7 +212,7 @@ def snapshot_of(
 ) -> Snapshot:
     """The document as it is now, or as `text` is about to make it, with its cursor."""
     return Snapshot(
-        document=document.uri,
+        document=name_of(document.uri),
         path=document.path,
         language=language(document),
         text=text,
@@ -214,7 +226,9 @@ def documents_beside(
 ) -> tuple[OpenDocument, ...]:
     """The other open documents whose text may reach the model: those that it completes in."""
     return tuple(
-        OpenDocument(name=other.uri, path=other.path, language=language(other), text=other.source)
+        OpenDocument(
+            name=name_of(other.uri), path=other.path, language=language(other), text=other.source
+        )
         for other in workspace.text_documents.values()
         if other is not document and may_be_read(other, settings)
     )
@@ -237,9 +251,10 @@ def note_edits(
     changes: Sequence[types.TextDocumentContentChangeEvent],
 ) -> None:
     """Remember where `changes`, in the order that they were made in, have changed the document."""
+    name = name_of(document.uri)
     for change in changes:
         if isinstance(change, types.TextDocumentContentChangePartial):
             first, last = change.range.start.line, change.range.end.line
-            edits.note(document.uri, first, last, change.text.count("\n"))
+            edits.note(name, first, last, change.text.count("\n"))
         else:
-            edits.forget(document.uri)
+            edits.forget(name)

@@ -16,7 +16,7 @@ from typing import Any
 from lsprotocol import types
 from pygls.workspace import PositionCodec, TextDocument
 
-from lsp_server.documents import language, may_be_read, position_at
+from lsp_server.documents import language, may_be_read, name_of, position_at
 from lsp_server.holes import EXPLICIT, find_holes
 from lsp_server.settings import SECTION, Settings
 
@@ -32,36 +32,40 @@ class HoleHints:
     def __init__(self, publish: Publish, spawn: Spawn) -> None:
         self._publish = publish
         self._spawn = spawn
-        self._hinted: set[str] = set()
+        self._hinted: dict[str, str] = {}
+        """The URIs that the hints were published for, by the names of the documents."""
         self._pending: dict[str, asyncio.Task[None]] = {}
 
     def refresh(self, document: TextDocument, settings: Settings, *, after_s: float = 0.0) -> None:
         """Tell the holes of `document` in `after_s` seconds, unless this is called again before."""
-        self._drop(document.uri)
-        self._pending[document.uri] = self._spawn(self._tell(document, settings, after_s))
+        name = name_of(document.uri)
+        self._drop(name)
+        self._pending[name] = self._spawn(self._tell(document, settings, after_s))
 
-    def forget(self, uri: str) -> None:
+    def forget(self, name: str) -> None:
         """Take back the hints of a closed document."""
-        self._drop(uri)
-        if uri in self._hinted:
-            self._hinted.discard(uri)
+        self._drop(name)
+        if (uri := self._hinted.pop(name, None)) is not None:
             self._publish(types.PublishDiagnosticsParams(uri, []))
 
-    def _drop(self, uri: str) -> None:
-        if (pending := self._pending.pop(uri, None)) is not None:
+    def _drop(self, name: str) -> None:
+        if (pending := self._pending.pop(name, None)) is not None:
             pending.cancel()
 
     async def _tell(self, document: TextDocument, settings: Settings, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        uri, version = document.uri, document.version
+        uri, name, version = document.uri, name_of(document.uri), document.version
         found: list[types.Diagnostic] = []
         if settings.hole_hints != "off" and may_be_read(document, settings):
             place = (document.source, document.lines, document.position_codec, language(document))
             # A large file takes a while. If it changes meanwhile, this task is cancelled.
             found = await asyncio.to_thread(hints_in, *place, every=settings.hole_hints == "all")
-        if found or uri in self._hinted:
+        if found or name in self._hinted:
             self._publish(types.PublishDiagnosticsParams(uri, found, version))
-        (self._hinted.add if found else self._hinted.discard)(uri)
+        if found:
+            self._hinted[name] = uri
+        else:
+            self._hinted.pop(name, None)
 
 
 def hints_in(

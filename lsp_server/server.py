@@ -19,7 +19,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote
 
 from lsprotocol import types
 from pygls.capabilities import get_capability
@@ -33,9 +32,11 @@ from lsp_server.confidence import told
 from lsp_server.declined import DeclinedModels
 from lsp_server.documents import (
     Place,
+    document_at,
     documents_beside,
     language,
     locate,
+    name_of,
     note_edits,
     num_units,
     snapshot_of,
@@ -284,8 +285,7 @@ class MezzotintServer(LanguageServer):
 
     def is_current(self, document: TextDocument, version: int | None) -> bool:
         """Whether `document` is still open, and still of that version."""
-        is_open = self.workspace.text_documents.get(unquote(document.uri)) is document
-        return is_open and document.version == version
+        return self.document(document.uri) is document and document.version == version
 
     def completes(self, document: TextDocument) -> bool:
         """Whether a person may ask for something in this document, as far as is known by now."""
@@ -298,9 +298,13 @@ class MezzotintServer(LanguageServer):
         """Whether the user wants no completion that they did not ask for."""
         return self._settings is not None and self._settings.trigger == "manual"
 
+    def document(self, uri: str) -> TextDocument | None:
+        """See `document_at`."""
+        return document_at(uri, self.workspace)
+
     def open_document(self, uri: str) -> TextDocument | None:
-        """The document that the client has opened as `uri`; never one read from disk."""
-        document = self.workspace.text_documents.get(unquote(uri))
+        """See `document_at`; that there is none shows in the status."""
+        document = self.document(uri)
         if document is None:
             reason = Reason(kind="warning", message="the editor has not opened this document")
             self.status.answered(reason)
@@ -320,10 +324,11 @@ class MezzotintServer(LanguageServer):
 
     def forget(self, uri: str) -> None:
         """Drop what is kept of a closed document."""
-        self._edits.forget(unquote(uri))
-        self._hints.forget(uri)
+        name = name_of(uri)
+        self._edits.forget(name)
+        self._hints.forget(name)
         if self._session is not None:
-            self._session.forget(uri)
+            self._session.forget(name)
 
     async def close_engine(self) -> None:
         """Let go of the engine, which may go on to serve other windows."""
@@ -481,7 +486,7 @@ async def on_open(ls: MezzotintServer, params: types.DidOpenTextDocumentParams) 
 
 def on_change(ls: MezzotintServer, params: types.DidChangeTextDocumentParams) -> None:
     """Remember where something was changed; pygls has applied the change already."""
-    document = ls.workspace.text_documents.get(unquote(params.text_document.uri))
+    document = ls.document(params.text_document.uri)
     if document is not None:
         ls.note_edits(document, params.content_changes)
         ls.hint(document, changed=True)
@@ -511,10 +516,12 @@ def on_change_notebook(ls: MezzotintServer, params: types.DidChangeNotebookDocum
     for cell in changed.structure.did_close or [] if changed.structure else []:
         ls.forget(cell.uri)
     opened = (changed.structure.did_open or []) if changed.structure else []
-    written = [cell.document for cell in changed.text_content or []]
-    for cell in (*opened, *written):
-        document = ls.workspace.text_documents.get(unquote(cell.uri))
+    changes = {cell.uri: list[types.TextDocumentContentChangeEvent]() for cell in opened}
+    changes |= {cell.document.uri: cell.changes for cell in changed.text_content or []}
+    for uri, written in changes.items():
+        document = ls.document(uri)
         if document is not None:
+            ls.note_edits(document, written)
             ls.hint(document, changed=True)
 
 

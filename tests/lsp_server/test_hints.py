@@ -137,7 +137,7 @@ def quick_fixes(text: str, hint: types.Diagnostic) -> list[types.CodeAction]:
     """What a server offers for a hint in a document of its own."""
     uri = "file:///tmp/a.py"
     server: Any = SimpleNamespace(
-        workspace=SimpleNamespace(text_documents={uri: LspDocument(uri, text, 7, "python")}),
+        document=lambda _: LspDocument(uri, text, 7, "python"),
         completes=lambda document: True,
     )
     context = types.CodeActionContext([hint], only=[types.CodeActionKind.QuickFix.value])
