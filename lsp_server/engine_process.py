@@ -177,6 +177,10 @@ class EngineProcess:
                 logger.error("The engine failed: %s", error)
                 self._set_state("failed", str(error))
                 return
+            except Exception as error:  # nobody awaits this task: it would starve without a word
+                logger.exception("The engine failed")
+                self._set_state("failed", f"internal error, see the log ({type(error).__name__})")
+                return
             else:
                 self._set_state("stopped", "the engine has stopped; the next completion starts it")
                 return

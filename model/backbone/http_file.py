@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 
 from model.api import CheckpointError
+from model.network import following_the_environment
 
 CONNECT_S = 5.0
 STALL_S = 30.0
@@ -36,14 +37,16 @@ def http_client(*, proxy: str | None = None, certificates: str | None = None) ->
 
     `certificates` is a file or a folder of them. Raises `SourceError`.
     """
-    return httpx2.Client(
-        proxy=proxy,
-        verify=True if certificates is None else _trusting(certificates),
-        timeout=httpx2.Timeout(CONNECT_S, read=STALL_S),
-        follow_redirects=True,
-        # A packed answer would have no byte ranges to go on from.
-        headers={"Accept-Encoding": "identity"},
-    )
+    trusted = True if certificates is None else _trusting(certificates)
+    with following_the_environment(SourceError):
+        return httpx2.Client(
+            proxy=proxy,
+            verify=trusted,
+            timeout=httpx2.Timeout(CONNECT_S, read=STALL_S),
+            follow_redirects=True,
+            # A packed answer would have no byte ranges to go on from.
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def _trusting(certificates: str) -> ssl.SSLContext:

@@ -17,6 +17,7 @@ from model.api import (
     InfillResult,
     InvalidRequestError,
 )
+from model.network import following_the_environment
 from model.serving.protocol import (
     HEARTBEAT_S,
     InfillCall,
@@ -45,11 +46,13 @@ class EngineClient:
             raise InvalidRequestError(
                 f"the engine's address is {socket!r}; it must begin with unix:, http:// or https://"
             )
-        transport = httpx2.AsyncHTTPTransport(
-            uds=socket.removeprefix("unix:") if is_unix else None,
+        with following_the_environment(InvalidRequestError):
             # Reading the certificates takes 80 ms, which a local engine has no use for. Those of a
             # private authority come by SSL_CERT_FILE.
-            verify=httpx2.create_ssl_context() if socket.startswith("https://") else False,
+            trusted = httpx2.create_ssl_context() if socket.startswith("https://") else False
+        transport = httpx2.AsyncHTTPTransport(
+            uds=socket.removeprefix("unix:") if is_unix else None,
+            verify=trusted,
             # An open lease and the requests of a fast typist must not wait for each other.
             limits=httpx2.Limits(max_connections=None),
             trust_env=False,

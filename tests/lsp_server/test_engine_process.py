@@ -260,6 +260,27 @@ async def test_an_address_that_must_not_be_used_fails_with_its_reason(runtime: P
     assert "sesame" not in window_.states[-2].message
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [ImportError("socksio"), ValueError("scheme"), AssertionError(), RecursionError(), OSError(2)],
+)
+async def test_whatever_stops_the_search_for_an_engine_is_a_failure_and_no_endless_start(
+    runtime: Path, fault: Exception
+) -> None:
+    faults = [fault]
+
+    def address() -> EngineAddress:
+        raise faults.pop() if faults else InvalidRequestError("asked again")
+
+    async with window(address=address) as window_:
+        with pytest.raises(EngineUnavailableError):
+            await window_.engine.completer(timeout=60)
+        assert window_.engine.state.kind == "failed"
+        assert window_.engine.state.message
+        await window_.engine.start()  # a person may want another try
+        await until(lambda: window_.engine.state.message == "asked again")
+
+
 async def test_an_engine_of_another_kind_is_ready_fails_on_a_refused_key_and_can_be_retried(
     runtime: Path,
 ) -> None:

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from model.api import EngineAddress, EngineUnavailableError, InvalidRequestError, is_loopback
+from model.api import EngineAddress, EngineUnavailableError, InvalidRequestError
 from model.serving.remote.dialect import base_url
+from model.serving.remote.link import http_client
 
 Kind = Literal["mezzotint", "mercury", "llama.cpp", "openai"]
 
@@ -29,16 +30,11 @@ async def kind_of(address: EngineAddress) -> Kind:
         return "mercury"
     name = urlsplit(address.url).netloc.rpartition("@")[2]
     try:
-        async with httpx2.AsyncClient(
-            base_url=base_url(address.url),
-            timeout=_TIMEOUT_S,
-            trust_env=not is_loopback(host),
-            verify=httpx2.create_ssl_context() if address.url.startswith("https:") else False,
-        ) as http:
+        async with http_client(base_url(address.url), silence_s=_TIMEOUT_S) as http:
             found = _by_health(await http.get("/health"))
             if found is None:
                 found = _by_models(await http.get("/v1/models"))
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except httpx2.HTTPError as error:
         raise EngineUnavailableError(
             f"the engine at {name} does not answer ({str(error) or type(error).__name__})"
         ) from error

@@ -28,6 +28,7 @@ from model.api import (
     InvalidRequestError,
     is_loopback,
 )
+from model.network import following_the_environment
 
 _CONNECT_S = 5.0
 _SILENCE_S = 60.0
@@ -38,6 +39,30 @@ _LONGEST_QUIET_S = 3600.0
 """The longest that a `Retry-After` is taken at its word."""
 _MAX_REPLY_BYTES = 4 * 2**20
 _SHOWN_CHARS = 200
+
+
+def http_client(url: str, *, key: str = "", silence_s: float) -> httpx2.AsyncClient:
+    """A client of the engine at `url`, by the environment's proxies unless it is on this machine.
+
+    Raises `InvalidRequestError`.
+    """
+    try:
+        parts = urlsplit(url)
+        base = httpx2.URL(url)
+        headers = httpx2.Headers({"Authorization": f"Bearer {key}"} if key else {})
+    except (httpx2.InvalidURL, ValueError):
+        raise InvalidRequestError(f"the engine's address {url!r} or its key is malformed") from None
+    with following_the_environment(InvalidRequestError):
+        return httpx2.AsyncClient(
+            base_url=base,
+            headers=headers,
+            timeout=httpx2.Timeout(_CONNECT_S, read=silence_s),
+            limits=httpx2.Limits(max_connections=None),
+            # Reading the certificates takes 80 ms, which plain http has no use for.
+            verify=httpx2.create_ssl_context() if parts.scheme == "https" else False,
+            trust_env=not is_loopback(parts.hostname or ""),
+            follow_redirects=False,  # the key is for this engine and no other
+        )
 
 
 class KeyRefusedError(InvalidRequestError):
@@ -66,29 +91,12 @@ class Link:
     """Asks one engine. `url` is the root of its API."""
 
     def __init__(self, url: str, *, key: str = "", retries: Retries | None = None) -> None:
-        parts = urlsplit(url)
-        self.name = parts.netloc.rpartition("@")[2]
-        """Names the engine to people."""
         self._retries = retries or Retries()
         self._key = key
         self._quiet_until = 0.0
-        is_local = is_loopback(parts.hostname or "")
-        try:
-            self._http = httpx2.AsyncClient(
-                base_url=url,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=httpx2.Timeout(_CONNECT_S, read=_SILENCE_S),
-                limits=httpx2.Limits(max_connections=None),
-                # Reading the certificates takes 80 ms, which plain http has no use for.
-                verify=httpx2.create_ssl_context() if parts.scheme == "https" else False,
-                # The environment's proxies, but not for this machine.
-                trust_env=not is_local,
-                follow_redirects=False,  # the key is for this engine and no other
-            )
-        except (httpx2.InvalidURL, UnicodeError, ValueError):
-            raise InvalidRequestError(
-                f"the engine's address {url!r} or its key is malformed"
-            ) from None
+        self._http = http_client(url, key=key, silence_s=_SILENCE_S)
+        self.name = urlsplit(url).netloc.rpartition("@")[2]
+        """Names the engine to people."""
 
     async def close(self) -> None:
         """Hang up on everything. Idempotent."""
