@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A real file of this repository, and the rest of one of its lines.
-TRY ?= lsp_server/indentation.py:75:5 --until 75:53
+TRY ?= lsp_server/check/indentation.py:91:5 --until 91:53
 
 .PHONY: try test check vsix e2e gpu gpu-train clean
 

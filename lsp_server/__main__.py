@@ -2,7 +2,7 @@
 
 import sys
 
-from lsp_server.cli import main
+from lsp_server.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,9 +8,9 @@ from typing import Any
 from lsprotocol import types
 from pygls.workspace import TextDocument
 
+from lsp_server.ask.documents import language, locate
 from lsp_server.commands import HERE, HOLES, SELECTION, TITLES
-from lsp_server.documents import language, locate
-from lsp_server.holes import Hole, find_holes
+from lsp_server.document.holes import Hole, find_holes
 from lsp_server.server import MezzotintServer
 from lsp_server.settings import SECTION
 

@@ -15,13 +15,13 @@ from pygls.capabilities import get_capability
 from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
 from pygls.workspace import TextDocument
 
-from lsp_server import window
-from lsp_server.completion import Reason
-from lsp_server.confidence import told
-from lsp_server.documents import offsets, position_at
-from lsp_server.fill import Filled, Filler, Filling, Progress
+from lsp_server.ask.completion import Reason
+from lsp_server.ask.documents import offsets, position_at
+from lsp_server.ask.fill import Filled, Filler, Filling, Progress
+from lsp_server.check.confidence import told
 from lsp_server.server import ACCEPTED, MezzotintServer
 from lsp_server.settings import SECTION
+from lsp_server.window import dialogs
 from model.api import Frame, FrameListener
 
 HERE, SELECTION, HOLES = (f"{SECTION}.fill.{what}" for what in ("here", "selection", "holes"))
@@ -202,7 +202,7 @@ async def _with_progress(
     ls: MezzotintServer, title: str, fill: Callable[[Progress], Awaitable[Filled]]
 ) -> Filled:
     """Run `fill` while the client shows how far it is; the user may cancel it there."""
-    progress = window.Progress(ls, title)
+    progress = dialogs.Progress(ls, title)
 
     def report(done: int, total: int) -> None:
         progress.report(f"{done} of {total}", round(100 * done / total))

@@ -11,10 +11,10 @@ from functools import partial
 from lsprotocol import types
 
 from lsp_server import code_actions, commands, server
-from lsp_server.api_keys import ApiKeys
-from lsp_server.engine_process import EngineProcess, EngineState
+from lsp_server.ask.session import EngineSource
+from lsp_server.engine_link.api_keys import ApiKeys
+from lsp_server.engine_link.engine_process import EngineProcess, EngineState
 from lsp_server.server import EngineFactory, MezzotintServer
-from lsp_server.session import EngineSource
 from lsp_server.settings import Settings
 from model.api import EngineAddress
 

@@ -18,7 +18,7 @@ from pygls.exceptions import (
 )
 from pygls.protocol import LanguageServerProtocol, default_converter, lsp_method
 
-from lsp_server.documents import LspWorkspace
+from lsp_server.ask.documents import LspWorkspace
 
 
 class Protocol(LanguageServerProtocol):

@@ -26,11 +26,8 @@ from pygls.exceptions import JsonRpcException
 from pygls.lsp.server import LanguageServer
 from pygls.workspace import PositionCodec, TextDocument
 
-from lsp_server.api_keys import ApiKeys
-from lsp_server.completion import SUPERSEDED, Completion, Reason, Suggestion
-from lsp_server.confidence import told
-from lsp_server.declined import DeclinedModels
-from lsp_server.documents import (
+from lsp_server.ask.completion import SUPERSEDED, Completion, Reason, Suggestion
+from lsp_server.ask.documents import (
     Place,
     document_at,
     documents_beside,
@@ -41,21 +38,24 @@ from lsp_server.documents import (
     num_units,
     snapshot_of,
 )
-from lsp_server.engine_process import EngineState
-from lsp_server.fill import Filler
-from lsp_server.handover import Handover
-from lsp_server.hints import HoleHints
-from lsp_server.parent import process_exists
+from lsp_server.ask.fill import Filler
+from lsp_server.ask.hints import HoleHints
+from lsp_server.ask.session import CompletionSession, EngineSource, Snapshot
+from lsp_server.ask.trigger import is_snippet, refusal
+from lsp_server.check.confidence import told
+from lsp_server.check.syntax import SyntaxChecker
+from lsp_server.document.recent_edits import RecentEdits
+from lsp_server.document.related import RelatedText
+from lsp_server.engine_link.api_keys import ApiKeys
+from lsp_server.engine_link.engine_process import EngineState
+from lsp_server.engine_link.parent import process_exists
 from lsp_server.protocol import Protocol, make_converter
-from lsp_server.recent_edits import RecentEdits
-from lsp_server.related import RelatedText
-from lsp_server.session import CompletionSession, EngineSource, Snapshot
 from lsp_server.settings import SECTION, Settings, parse_settings
-from lsp_server.statistics import SuggestionLog, state_directory
-from lsp_server.status import StatusBoard
-from lsp_server.syntax import SyntaxChecker
-from lsp_server.trigger import is_snippet, refusal
-from lsp_server.wanted_model import NoModel, WantedModel, is_named
+from lsp_server.window.declined import DeclinedModels
+from lsp_server.window.handover import Handover
+from lsp_server.window.statistics import SuggestionLog, state_directory
+from lsp_server.window.status import StatusBoard
+from lsp_server.window.wanted_model import NoModel, WantedModel, is_named
 from model.backbone.catalogue import KNOWN
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from lsp_server.context import DocumentError
+from lsp_server.document.context import DocumentError
 from model.api import CompletionError
 from model.backbone.catalogue import DEFAULT, resolve
 from model.benchmarks import clients, decoding, memory, plot, steps, table

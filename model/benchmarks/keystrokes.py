@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from lsp_server.completion import infill_request, window_sizes
-from lsp_server.context import context_at
+from lsp_server.ask.completion import infill_request, window_sizes
+from lsp_server.document.context import context_at
 from lsp_server.settings import Settings
 from model.api import Completer, InfillRequest
 from model.benchmarks.session import Event, EventKind, events

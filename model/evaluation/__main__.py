@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lsp_server.context import DocumentError
+from lsp_server.document.context import DocumentError
 from model.api import CompletionError
 from model.evaluation import calibration, generation, infilling, repair, sweep
 from model.evaluation.report import commit

@@ -28,7 +28,7 @@ from model.evaluation.report import Figures, beside, circumstances, make_room, s
 from model.evaluation.sources import load_sources, of_languages
 
 if TYPE_CHECKING:
-    from lsp_server.completion import Completion
+    from lsp_server.ask.completion import Completion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,10 +150,10 @@ async def _complete_all(
     outcomes: list[Outcome], completer: api.Completer, holes: Sequence[Hole], rounds: int
 ) -> None:
     # The language server's packages, which a GPU box may lack.
-    from lsp_server.completion import complete_context, window_sizes
-    from lsp_server.context import context_at
+    from lsp_server.ask.completion import complete_context, window_sizes
+    from lsp_server.check.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
+    from lsp_server.document.context import context_at
     from lsp_server.settings import Settings
-    from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 
     settings = Settings(min_confidence=0.0, max_repair_rounds=rounds)
     checker = SyntaxChecker()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lsp_server.session import HISTORY
+from lsp_server.ask.session import HISTORY
 from model.evaluation.replay_typist import (
     Answer,
     Ask,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lsp_server import engine_process
+from lsp_server.engine_link import engine_process
 from lsp_server.launch import run_stdio
 
 engine_process.ENGINE_COMMAND = (

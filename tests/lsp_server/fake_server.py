@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lsp_server import model_download
-from lsp_server.engine_process import EngineState
+from lsp_server.engine_link import model_download
+from lsp_server.engine_link.engine_process import EngineState
 from lsp_server.launch import run_stdio
 from lsp_server.settings import Settings
 from model.api import (

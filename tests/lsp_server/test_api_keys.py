@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lsp_server.api_keys import ENVIRONMENT, ApiKeys
+from lsp_server.engine_link.api_keys import ENVIRONMENT, ApiKeys
 
 STORED = {"apiKey": {"url": "https://api.inceptionlabs.ai/v1", "key": "sesame"}}
 

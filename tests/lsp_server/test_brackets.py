@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_lexis import SAMPLES
 
-from lsp_server.brackets import Balance, without_doubled_closers
-from lsp_server.context import InfillContext
-from lsp_server.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.check.brackets import Balance, without_doubled_closers
+from lsp_server.check.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import InfillContext
 
 
 def kept(text: str, context: InfillContext) -> str:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsp_server import launch
-from lsp_server.cli import Film, Screen, in_place, main, parse_args
+from lsp_server.cli.main import Film, Screen, in_place, main, parse_args
 from model import api, engines
 
 
@@ -304,7 +304,7 @@ def test_ctrl_c_while_denoising_exits_with_130_quietly_and_closes_the_model(
 
 def test_a_model_completes_a_real_file(tiny_backbone_folder: Path):
     """The whole way: a new process, torch, a checkpoint; it is random, and so is what it says."""
-    source = Path(__file__).parents[2] / "lsp_server" / "cli.py"
+    source = Path(__file__).parents[2] / "lsp_server" / "cli" / "main.py"
     line = source.read_text("utf-8").splitlines().index("from __future__ import annotations") + 1
     command = [sys.executable, "-m", "lsp_server", "complete", f"{source}:{line}:6"]
     command += ["--model", str(tiny_backbone_folder)]
@@ -486,7 +486,7 @@ def test_a_terminal_without_utf_8_gets_stand_ins(
 
 def test_importing_the_command_line_is_cheap():
     program = (
-        "import sys, lsp_server.cli;"
+        "import sys, lsp_server.cli.main;"
         "print(sorted({'torch', 'numpy', 'pygls', 'tree_sitter', 'httpx2'} & set(sys.modules)))"
     )
     done = subprocess.run(

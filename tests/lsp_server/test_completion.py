@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from fake_server import FakeCompleter
 
-from lsp_server.completion import (
+from lsp_server.ask.completion import (
     Completion,
     complete_context,
     infill_request,
     select_suggestions,
 )
-from lsp_server.context import InfillContext
-from lsp_server.extent import Reach
+from lsp_server.check.extent import Reach
+from lsp_server.check.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import InfillContext
 from lsp_server.settings import ContextSettings, Settings, parse_settings
-from lsp_server.syntax import SyntaxChecker, SyntaxPlace
 from model.api import Candidate, InfillRequest, InfillResult
 
 

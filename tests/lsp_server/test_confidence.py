@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsp_server.confidence import (
+from lsp_server.check.confidence import (
     confidence_of,
     is_sure,
     least_of_further_lines,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsp_server.context import (
+from lsp_server.document.context import (
     DocumentError,
     InfillContext,
     check_document,

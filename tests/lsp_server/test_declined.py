@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lsp_server.declined import DeclinedModels
+from lsp_server.window.declined import DeclinedModels
 
 
 def test_a_no_outlives_the_server_until_it_is_taken_back(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lsp_server.cli import main
-from lsp_server.doctor import Check, examine
+from lsp_server.cli.doctor import Check, examine
+from lsp_server.cli.main import main
 from model import api, engines
 from model.backbone.catalogue import known
 
@@ -100,8 +100,12 @@ def test_without_torch_the_other_checks_go_on(
 @pytest.mark.parametrize(
     ("library", "importer", "expected"),
     [
-        ("tree_sitter", "lsp_server.syntax", ["grammars"]),
-        ("platformdirs", "lsp_server.engine_process", ["runtime folder", "shared engine"]),
+        ("tree_sitter", "lsp_server.check.syntax", ["grammars"]),
+        (
+            "platformdirs",
+            "lsp_server.engine_link.engine_process",
+            ["runtime folder", "shared engine"],
+        ),
     ],
 )
 def test_without_another_library_its_checks_fail_and_the_rest_go_on(

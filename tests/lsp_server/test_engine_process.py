@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from another_engine import another_engine
 
-from lsp_server import engine_process
-from lsp_server.engine_process import Backoff, EngineProcess, EngineState
+from lsp_server.engine_link import engine_process
+from lsp_server.engine_link.engine_process import Backoff, EngineProcess, EngineState
 from model.api import (
     EngineAddress,
     EngineUnavailableError,
@@ -108,7 +108,7 @@ async def test_windows_of_different_models_get_different_engines(
 async def test_the_engine_leaves_after_its_only_window_was_killed(runtime: Path) -> None:
     client = (
         "import asyncio, sys\n"
-        "from lsp_server import engine_process\n"
+        "from lsp_server.engine_link import engine_process\n"
         f"engine_process.ENGINE_COMMAND = (sys.executable, {str(FAKE_ENGINE)!r})\n"
         "async def main():\n"
         "    engine = engine_process.EngineProcess()\n"

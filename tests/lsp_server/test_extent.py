@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lsp_server.context import InfillContext
-from lsp_server.extent import Reach, reach
-from lsp_server.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.check.extent import Reach, reach
+from lsp_server.check.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import InfillContext
 
 
 def reach_at(marked: str, language: str, *, explicit: bool = False) -> Reach:

@@ -12,11 +12,11 @@ from fake_server import FakeCompleter, FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsp_server.fill import Edit, Filled, Filler
-from lsp_server.related import OpenDocument
-from lsp_server.session import Snapshot
+from lsp_server.ask.fill import Edit, Filled, Filler
+from lsp_server.ask.session import Snapshot
+from lsp_server.check.syntax import SyntaxChecker
+from lsp_server.document.related import OpenDocument
 from lsp_server.settings import parse_settings
-from lsp_server.syntax import SyntaxChecker
 from model.api import Candidate, InfillRequest, InfillResult, InvalidRequestError
 
 

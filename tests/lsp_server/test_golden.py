@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from lsp_server.completion import select_suggestions
-from lsp_server.context import InfillContext
-from lsp_server.extent import reach
+from lsp_server.ask.completion import select_suggestions
+from lsp_server.check.extent import reach
+from lsp_server.check.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import InfillContext
 from lsp_server.settings import parse_settings
-from lsp_server.syntax import SyntaxChecker, SyntaxPlace
 from model.api import Candidate
 from model.backbone.ending import Ending
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from fake_server import FakeCompleter, FakeEngine
 
-from lsp_server.handover import Handover
+from lsp_server.window.handover import Handover
 from model.api import EngineUnavailableError, InfillRequest
 
 REQUEST = InfillRequest(prefix="x")

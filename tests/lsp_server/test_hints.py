@@ -12,9 +12,9 @@ from conftest import StartSession
 from lsprotocol import types
 from pygls.workspace import PositionCodec
 
+from lsp_server.ask.documents import LspDocument
+from lsp_server.ask.hints import HoleHints, hints_in
 from lsp_server.code_actions import on_code_action
-from lsp_server.documents import LspDocument
-from lsp_server.hints import HoleHints, hints_in
 from lsp_server.settings import Settings, parse_settings
 
 EVERY_MARKER = """\

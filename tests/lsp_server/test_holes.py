@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lsp_server.holes import CANVAS_SLOTS, Hole, find_holes, grouped
+from lsp_server.document.holes import CANVAS_SLOTS, Hole, find_holes, grouped
 
 
 @pytest.mark.parametrize(

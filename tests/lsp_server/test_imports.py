@@ -16,7 +16,8 @@ def test_importing_the_server_leaves_torch_unimported():
 
 def test_only_the_server_module_imports_the_lsp_libraries():
     program = (
-        "import sys, lsp_server.session;print(sorted({'pygls', 'lsprotocol'} & set(sys.modules)))"
+        "import sys, lsp_server.ask.session;"
+        "print(sorted({'pygls', 'lsprotocol'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True

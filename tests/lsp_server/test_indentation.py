@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lsp_server.context import InfillContext
-from lsp_server.indentation import IndentStyle, indent_style
+from lsp_server.check.indentation import IndentStyle, indent_style
+from lsp_server.document.context import InfillContext
 
 TABS = IndentStyle(uses_tabs=True, width=4)
 SPACES = IndentStyle(uses_tabs=False, width=2)

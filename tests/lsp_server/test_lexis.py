@@ -7,7 +7,7 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Literal, Name
 from tree_sitter import Parser
 
-from lsp_server.lexis import BRACKETS, brackets, brackets_of_tree, certain_brackets
+from lsp_server.check.lexis import BRACKETS, brackets, brackets_of_tree, certain_brackets
 from model.grammars import GRAMMARS, load_grammar
 
 SAMPLES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lsp_server.outline import MAX_LINES, outline_of
+from lsp_server.document.outline import MAX_LINES, outline_of
 
 
 @pytest.mark.parametrize(

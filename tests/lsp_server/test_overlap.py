@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsp_server.overlap import without_overlap
+from lsp_server.check.overlap import without_overlap
 
 
 @pytest.mark.parametrize(

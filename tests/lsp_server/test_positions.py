@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lsprotocol import types
 from pygls.workspace import PositionCodec
 
-from lsp_server.documents import LspDocument, locate
+from lsp_server.ask.documents import LspDocument, locate
 
 UNIT_BYTES = {"utf-8": ("utf-8", 1), "utf-16": ("utf-16-le", 2), "utf-32": ("utf-32-le", 4)}
 ENCODINGS = sorted(UNIT_BYTES)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lsp_server.context import InfillContext
-from lsp_server.postprocess import worth_inserting
-from lsp_server.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.check.postprocess import worth_inserting
+from lsp_server.check.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import InfillContext
 
 
 def inserted(language: str, prefix: str, text: str, suffix: str = "\n") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lsp_server.recent_edits import RING_SIZE, RecentEdits
+from lsp_server.document.recent_edits import RING_SIZE, RecentEdits
 
 
 def test_typing_on_in_one_place_is_one_edit():

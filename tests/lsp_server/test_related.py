@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lsp_server.recent_edits import RecentEdits
-from lsp_server.related import MAX_CHARS, OpenDocument, RelatedText
+from lsp_server.document.recent_edits import RecentEdits
+from lsp_server.document.related import MAX_CHARS, OpenDocument, RelatedText
 
 CART = """\
 class Cart:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lsp_server.completion import Completion, complete_context
-from lsp_server.context import InfillContext
+from lsp_server.ask.completion import Completion, complete_context
+from lsp_server.check.syntax import SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import InfillContext
 from lsp_server.settings import parse_settings
-from lsp_server.syntax import SyntaxChecker, SyntaxPlace
 from model.api import Candidate, InfillRequest, InfillResult, InvalidRequestError
 
 Script = Callable[[InfillRequest], list[tuple[str, ...]]]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsp_server.repetition import is_similar, without_loops
+from lsp_server.check.repetition import is_similar, without_loops
 
 LOOPS = (r"(.{3,}?)\1{5,}$", r"(.{10,}?)\1{3,}$")
 """What a loop is; sought like this, in a time that grows with the cube of the line."""

@@ -16,7 +16,7 @@ from conftest import HERE, TIMEOUT_S, StartSession
 from lsprotocol import types
 from pygls.exceptions import JsonRpcRequestCancelled
 
-from lsp_server.parent import process_exists
+from lsp_server.engine_link.parent import process_exists
 
 SOURCE = "x = 1\ny = \nz = 3\n"
 

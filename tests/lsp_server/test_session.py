@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from fake_server import FakeCompleter, FakeEngine
 
-from lsp_server import completion, session
-from lsp_server.completion import SUPERSEDED, Completion
-from lsp_server.fill import Filler
-from lsp_server.related import OpenDocument
-from lsp_server.session import CompletionSession, Snapshot, rest_after
+from lsp_server.ask import completion, session
+from lsp_server.ask.completion import SUPERSEDED, Completion
+from lsp_server.ask.fill import Filler
+from lsp_server.ask.session import CompletionSession, Snapshot, rest_after
+from lsp_server.check.syntax import SyntaxChecker
+from lsp_server.document.related import OpenDocument
 from lsp_server.settings import Settings, parse_settings
-from lsp_server.syntax import SyntaxChecker
 from model.api import EngineOverloadedError, EngineUnavailableError, SupersededError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lsp_server.statistics import SuggestionLog
+from lsp_server.window.statistics import SuggestionLog
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_line_that_another_window_has_not_finished_is_left_out(log: Suggestion
 def test_a_file_that_grows_too_large_makes_room(
     log: SuggestionLog, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("lsp_server.statistics._MAX_BYTES", 10)
+    monkeypatch.setattr("lsp_server.window.statistics._MAX_BYTES", 10)
     for name in ("a", "b", "c"):
         log.shown(name)
     assert log.summary()["shown"] == 2  # the oldest is gone

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lsp_server.completion import Reason
-from lsp_server.engine_process import EngineState
-from lsp_server.status import StatusBoard
+from lsp_server.ask.completion import Reason
+from lsp_server.engine_link.engine_process import EngineState
+from lsp_server.window.status import StatusBoard
 from model.api import InfillResult
 
 RESULT = InfillResult(candidates=(), forwards=3, tokens=5, encoded_tokens=1, ms=12.34)

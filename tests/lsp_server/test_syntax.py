@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from tree_sitter import Parser
 
-from lsp_server.context import DocumentError, InfillContext
-from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker
+from lsp_server.check.syntax import CHECKED_CHARS, SyntaxChecker
+from lsp_server.document.context import DocumentError, InfillContext
 from model.grammars import GRAMMARS
 
 GOOD_AND_BAD = [
@@ -371,7 +371,7 @@ def test_a_context_is_parsed_in_full_once_for_all_its_candidates(monkeypatch: py
         parsers.append(CountingParser(Parser(*args)))  # type: ignore[arg-type]
         return parsers[-1]
 
-    monkeypatch.setattr("lsp_server.syntax.Parser", counting)
+    monkeypatch.setattr("lsp_server.check.syntax.Parser", counting)
     checker = SyntaxChecker()
     context = InfillContext(prefix="x = ", suffix="\n", language="python")
     assert judge(checker, context, ["1", "(", "f(1)"]) == [0, 1, 0]

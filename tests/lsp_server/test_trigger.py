@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lsp_server.ask.trigger import AdaptiveDebounce, is_excluded, is_snippet, refusal
 from lsp_server.settings import Settings, parse_settings
-from lsp_server.trigger import AdaptiveDebounce, is_excluded, is_snippet, refusal
 
 
 def test_the_adaptive_debounce_follows_the_latency_within_its_bounds():

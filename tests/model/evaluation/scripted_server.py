@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lsp_server.engine_process import EngineState
+from lsp_server.engine_link.engine_process import EngineState
 from lsp_server.launch import run_stdio
 from lsp_server.settings import Settings
 from model.api import (

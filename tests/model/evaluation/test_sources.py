@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lsp_server.context import DocumentError
+from lsp_server.document.context import DocumentError
 from model.evaluation.sources import SourceText, load_sources, of_languages
 
 

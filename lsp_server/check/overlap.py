@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lsp_server.brackets import CLOSER_OF, CLOSERS
-from lsp_server.indentation import columns, indent_of
-from lsp_server.repetition import is_similar
+from lsp_server.check.brackets import CLOSER_OF, CLOSERS
+from lsp_server.check.indentation import columns, indent_of
+from lsp_server.check.repetition import is_similar
 
 _MAX_OVERLAP = 400
 """Characters of a text's end compared with what follows; longer repeats are rare."""

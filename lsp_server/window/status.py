@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
 
-from lsp_server.completion import Reason
-from lsp_server.engine_process import EngineState
+from lsp_server.ask.completion import Reason
+from lsp_server.engine_link.engine_process import EngineState
 from model.api import InfillResult
 
 State = Literal["loading", "ready", "busy", "warning", "error", "inactive"]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from lsp_server.context import normalised
-from lsp_server.outline import outline_of
-from lsp_server.recent_edits import RecentEdits
+from lsp_server.document.context import normalised
+from lsp_server.document.outline import outline_of
+from lsp_server.document.recent_edits import RecentEdits
 
 MAX_DOCUMENTS = 20
 """The last opened ones are looked at."""

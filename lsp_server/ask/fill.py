@@ -15,24 +15,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from lsp_server.completion import (
+from lsp_server.ask.completion import (
     Completion,
     Reason,
     complete_context,
     infill_request,
     window_sizes,
 )
-from lsp_server.confidence import told
-from lsp_server.context import InfillContext, check_document, context_at, normalised
-from lsp_server.extent import Reach, reach
-from lsp_server.holes import Hole, find_holes, grouped
-from lsp_server.indentation import indent_of
-from lsp_server.postprocess import worth_inserting
-from lsp_server.related import RelatedText
-from lsp_server.session import EngineSource, InTime, Snapshot, reason_of, with_related
+from lsp_server.ask.session import EngineSource, InTime, Snapshot, reason_of, with_related
+from lsp_server.ask.trigger import refusal
+from lsp_server.check.confidence import told
+from lsp_server.check.extent import Reach, reach
+from lsp_server.check.indentation import indent_of
+from lsp_server.check.postprocess import worth_inserting
+from lsp_server.check.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import InfillContext, check_document, context_at, normalised
+from lsp_server.document.holes import Hole, find_holes, grouped
+from lsp_server.document.related import RelatedText
 from lsp_server.settings import Settings
-from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
-from lsp_server.trigger import refusal
 from model.api import Candidate, Completer, FrameListener, InvalidRequestError
 
 _FILL_DOCUMENT = "#fill"

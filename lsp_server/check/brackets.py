@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lsp_server.lexis import brackets, brackets_of_tree, certain_brackets
-from lsp_server.syntax import SyntaxPlace
+from lsp_server.check.lexis import brackets, brackets_of_tree, certain_brackets
+from lsp_server.check.syntax import SyntaxPlace
 
 CLOSER_OF = {"(": ")", "[": "]", "{": "}"}
 CLOSERS = frozenset(CLOSER_OF.values())

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lsp_server.brackets import Balance
-from lsp_server.confidence import confidence_of
-from lsp_server.syntax import Fault, SyntaxPlace
+from lsp_server.check.brackets import Balance
+from lsp_server.check.confidence import confidence_of
+from lsp_server.check.syntax import Fault, SyntaxPlace
 from model.api import MAX_AVOIDED, Candidate, Completer, CompletionError, InfillRequest
 
 if TYPE_CHECKING:
-    from lsp_server.completion import Draft
+    from lsp_server.ask.completion import Draft
 
 _ATTEMPTS = 2
 """Candidates a round: engines that cannot avoid a text might say the same again."""

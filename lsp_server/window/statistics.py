@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, get_args
 
 import platformdirs
 
-from lsp_server.confidence import told
+from lsp_server.check.confidence import told
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from lsp_server.completion import (
+from lsp_server.ask.completion import (
     CHARS_PER_TOKEN,
     SUPERSEDED,
     Completion,
@@ -26,11 +26,11 @@ from lsp_server.completion import (
     complete_context,
     window_sizes,
 )
-from lsp_server.context import DocumentError, InfillContext, check_document, context_at
-from lsp_server.related import OpenDocument, RelatedText
+from lsp_server.ask.trigger import AdaptiveDebounce, refusal
+from lsp_server.check.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
+from lsp_server.document.context import DocumentError, InfillContext, check_document, context_at
+from lsp_server.document.related import OpenDocument, RelatedText
 from lsp_server.settings import Settings
-from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
-from lsp_server.trigger import AdaptiveDebounce, refusal
 from model.api import (
     Completer,
     CompletionError,

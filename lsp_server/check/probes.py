@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lsp_server.context import InfillContext
+from lsp_server.document.context import InfillContext
 
 _C = (";", " {", " {}", "() {}", ":")
 _BLOCKS = (" {", " {}", "() {}", ":")

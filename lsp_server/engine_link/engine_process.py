@@ -47,7 +47,7 @@ from model.engines import connect, connect_remote
 
 ENGINE_COMMAND = (sys.executable, "-m", "model.serving")
 
-_OUR_CODE = Path(__file__).parents[1]
+_OUR_CODE = Path(__file__).parents[2]
 _START_TIMEOUT_S = 60.0
 """How long an engine may take until it listens (the model loads after that)."""
 _RESPAWN_S = 0.5

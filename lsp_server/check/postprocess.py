@@ -11,13 +11,13 @@ Each rule either shortens the text from its end, or drops it, or changes white s
 
 from __future__ import annotations
 
-from lsp_server.brackets import CLOSERS, without_doubled_closers
-from lsp_server.context import InfillContext
-from lsp_server.extent import fitting
-from lsp_server.indentation import TAB_WIDTH, indent_style, without_doubled_indent
-from lsp_server.overlap import without_overlap
-from lsp_server.repetition import repeats_following, repeats_preceding, without_loops
-from lsp_server.syntax import SyntaxPlace
+from lsp_server.check.brackets import CLOSERS, without_doubled_closers
+from lsp_server.check.extent import fitting
+from lsp_server.check.indentation import TAB_WIDTH, indent_style, without_doubled_indent
+from lsp_server.check.overlap import without_overlap
+from lsp_server.check.repetition import repeats_following, repeats_preceding, without_loops
+from lsp_server.check.syntax import SyntaxPlace
+from lsp_server.document.context import InfillContext
 
 _NO_LAST_COMMA = ("json", "jsonc")
 

@@ -41,10 +41,10 @@ from itertools import takewhile
 
 from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
 
-from lsp_server.context import InfillContext, context_at
-from lsp_server.holes import FILL_TAG
-from lsp_server.lexis import brackets
-from lsp_server.probes import probes
+from lsp_server.check.lexis import brackets
+from lsp_server.check.probes import probes
+from lsp_server.document.context import InfillContext, context_at
+from lsp_server.document.holes import FILL_TAG
 from model.grammars import GRAMMARS, load_grammar
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from lsp_server.session import EngineSource
+from lsp_server.ask.session import EngineSource
 from model.api import (
     Completer,
     EngineUnavailableError,

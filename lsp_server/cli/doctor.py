@@ -100,7 +100,7 @@ def _package(name: str) -> str:
 
 
 def _grammars() -> str:
-    from lsp_server.syntax import SyntaxChecker
+    from lsp_server.check.syntax import SyntaxChecker
 
     checker, broken = SyntaxChecker(), list[str]()
     for language in _GRAMMARS:
@@ -211,7 +211,7 @@ def _num_parameters(file: Path) -> int:
 
 
 def _runtime_directory() -> str:
-    from lsp_server.engine_process import runtime_directory
+    from lsp_server.engine_link.engine_process import runtime_directory
 
     directory = runtime_directory()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # as an engine's start does
@@ -226,7 +226,7 @@ def _runtime_directory() -> str:
 
 
 def _shared_engine() -> str:
-    from lsp_server.engine_process import runtime_directory
+    from lsp_server.engine_link.engine_process import runtime_directory
 
     descriptors = sorted(runtime_directory().glob("engine-*.json"))
     found = [asyncio.run(_health(descriptor)) for descriptor in descriptors]

@@ -27,7 +27,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, TextIO
 
-from lsp_server.context import (
+from lsp_server.document.context import (
     DocumentError,
     InfillContext,
     context_at,
@@ -40,8 +40,8 @@ from model import api, engines
 from model.backbone.catalogue import resolve
 
 if TYPE_CHECKING:
-    from lsp_server.completion import Completion, Suggestion
-    from lsp_server.doctor import Check
+    from lsp_server.ask.completion import Completion, Suggestion
+    from lsp_server.cli.doctor import Check
 
 _DELEGATED = {
     "serve": "model.serving.__main__",
@@ -249,8 +249,8 @@ async def _fill(
     on_frame: api.FrameListener | None,
 ) -> Completion:
     """Complete in the document that `window` cuts contexts from; closes the completer."""
-    from lsp_server.completion import complete_context, window_sizes
-    from lsp_server.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
+    from lsp_server.ask.completion import complete_context, window_sizes
+    from lsp_server.check.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
 
     context = window(**window_sizes(settings))
     surroundings = window(prefix_chars=CHECKED_CHARS, suffix_chars=CHECKED_CHARS)
@@ -308,7 +308,7 @@ def _adds_errors(suggestion: Suggestion) -> str:
 
 def run_doctor(args: argparse.Namespace) -> int:
     """`mezzotint doctor`."""
-    from lsp_server.doctor import examine
+    from lsp_server.cli.doctor import examine
 
     screen = Screen(sys.stderr if args.json else sys.stdout)
     checks: list[Check] = []

@@ -11,12 +11,12 @@ from urllib.parse import unquote
 from lsprotocol import types
 from pygls.workspace import PositionCodec, TextDocument, Workspace
 
-from lsp_server.context import DocumentError, check_document, language_of
-from lsp_server.recent_edits import RecentEdits
-from lsp_server.related import OpenDocument
-from lsp_server.session import Snapshot
+from lsp_server.ask.session import Snapshot
+from lsp_server.ask.trigger import refusal
+from lsp_server.document.context import DocumentError, check_document, language_of
+from lsp_server.document.recent_edits import RecentEdits
+from lsp_server.document.related import OpenDocument
 from lsp_server.settings import Settings
-from lsp_server.trigger import refusal
 
 
 class LspDocument(TextDocument):

@@ -22,10 +22,10 @@ from typing import Literal
 
 from tree_sitter import Node
 
-from lsp_server.brackets import CLOSER_OF, Balance
-from lsp_server.context import InfillContext
-from lsp_server.indentation import columns, indent_of
-from lsp_server.syntax import FilledTree, SyntaxPlace
+from lsp_server.check.brackets import CLOSER_OF, Balance
+from lsp_server.check.indentation import columns, indent_of
+from lsp_server.check.syntax import FilledTree, SyntaxPlace
+from lsp_server.document.context import InfillContext
 
 Surroundings = Literal["body", "brackets", "statement"]
 

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from lsp_server.brackets import CLOSER_OF, Balance
-from lsp_server.context import InfillContext
-from lsp_server.lexis import brackets
+from lsp_server.check.brackets import CLOSER_OF, Balance
+from lsp_server.check.lexis import brackets
+from lsp_server.document.context import InfillContext
 
 _INDENTED = re.compile(r"^([ \t]+)\S", re.MULTILINE)
 _READ_CHARS = 20_000

@@ -18,7 +18,7 @@ from model.api import CheckpointError
 
 FETCH_COMMAND = (sys.executable, "-m", "model.backbone.fetch_process")
 
-_OUR_CODE = Path(__file__).parents[1]
+_OUR_CODE = Path(__file__).parents[2]
 _TIDY_S = 5.0
 
 

@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lsp_server.confidence import confidence_of, is_sure, told, worthwhile_lengths
-from lsp_server.context import InfillContext
-from lsp_server.extent import Reach, reach
-from lsp_server.postprocess import worth_inserting
-from lsp_server.repair import Repair
+from lsp_server.ask.repair import Repair
+from lsp_server.check.confidence import confidence_of, is_sure, told, worthwhile_lengths
+from lsp_server.check.extent import Reach, reach
+from lsp_server.check.postprocess import worth_inserting
+from lsp_server.check.syntax import SyntaxPlace
+from lsp_server.document.context import InfillContext
 from lsp_server.settings import Settings
-from lsp_server.syntax import SyntaxPlace
 from model.api import Candidate, Completer, FrameListener, InfillRequest, InfillResult
 
 _MAX_PARTS = 4

@@ -16,8 +16,8 @@ from typing import Any
 from lsprotocol import types
 from pygls.workspace import PositionCodec, TextDocument
 
-from lsp_server.documents import language, may_be_read, name_of, position_at
-from lsp_server.holes import EXPLICIT, find_holes
+from lsp_server.ask.documents import language, may_be_read, name_of, position_at
+from lsp_server.document.holes import EXPLICIT, find_holes
 from lsp_server.settings import SECTION, Settings
 
 MESSAGE = "A hole that Mezzotint can fill."

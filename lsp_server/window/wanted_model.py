@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pygls.lsp.server import LanguageServer
 
-from lsp_server import window
-from lsp_server.completion import Reason
-from lsp_server.declined import DeclinedModels
-from lsp_server.model_download import ModelDownload, Offer
+from lsp_server.ask.completion import Reason
+from lsp_server.engine_link.model_download import ModelDownload, Offer
+from lsp_server.window import dialogs
+from lsp_server.window.declined import DeclinedModels
 from model.api import CheckpointError, Completer, EngineUnavailableError, hub_id
 from model.backbone.catalogue import command_for, find, is_known, known, size
 
@@ -216,8 +216,8 @@ class WantedModel:
         origin = "" if is_known(wanted.name) else ", from the Hugging Face hub"
         question = f"{why}: download {offer.title}, {what}{origin}?"
         try:
-            answer = await window.ask(self._server, question, _DOWNLOAD, _NO)
-        except window.CannotAskError:
+            answer = await dialogs.ask(self._server, question, _DOWNLOAD, _NO)
+        except dialogs.CannotAskError:
             restart = "" if is_known(wanted.name) else " and restart the editor"
             self._warn(
                 f"{wanted.called} is not on this machine, and this editor cannot ask whether to "
@@ -234,7 +234,7 @@ class WantedModel:
 
     async def _fetch(self, wanted: _Wanted, offer: Offer, download: ModelDownload) -> Path | None:
         """Where the model lies now; None where the user cancelled."""
-        progress = window.Progress(self._server, f"downloading {wanted.called}")
+        progress = dialogs.Progress(self._server, f"downloading {wanted.called}")
 
         def on_bytes(num_bytes: int) -> None:
             share = min(num_bytes / offer.missing_bytes, 1.0) if offer.missing_bytes else 1.0

@@ -1,0 +1,1 @@
+"""What becomes of a text before it is shown: a filter a module."""

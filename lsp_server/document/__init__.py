@@ -1,0 +1,1 @@
+"""What stands in documents: around the cursor, in other files, in holes, in recent edits."""

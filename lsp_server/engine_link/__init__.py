@@ -1,0 +1,1 @@
+"""The way to the engine: its process, keys, and the download of its model."""

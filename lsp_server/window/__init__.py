@@ -1,0 +1,1 @@
+"""One editor window: its status, statistics, dialogs, and the model it wants."""
