@@ -247,11 +247,18 @@ def _argument(arguments: tuple[Any, ...], command: str) -> Mapping[str, Any]:
 
 
 def _position(raw: object, command: str) -> types.Position:
-    match raw:
-        case {"line": int(line), "character": int(character)} if line >= 0 and character >= 0:
-            return types.Position(line, character)
-        case _:
-            raise _invalid(command, "a position with line and character")
+    numbers = cast("Mapping[str, object]", raw if isinstance(raw, Mapping) else {})
+    line, character = _count(numbers.get("line")), _count(numbers.get("character"))
+    if line is None or character is None:
+        raise _invalid(command, "a position with line and character")
+    return types.Position(line, character)
+
+
+def _count(raw: object) -> int | None:
+    """A whole number of at least 0; some clients' JSON has 4.0 for 4."""
+    if isinstance(raw, float) and raw.is_integer():
+        raw = int(raw)
+    return raw if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0 else None
 
 
 def _range(raw: object, command: str) -> types.Range:

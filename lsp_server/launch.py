@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -85,6 +86,10 @@ def run_stdio(make_engine: EngineFactory | None = None) -> int:
     # process, reaches stderr.
     protocol_fd = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Python's own way would wait for the thread that reads stdin, until the client closes it.
+        # Nothing is lost: the kernel ends the engine's lease, as after SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     made = create_server(make_engine)
     made.start_io(sys.stdin.buffer, os.fdopen(protocol_fd, "wb"))
     return made.protocol.exit_code

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, cast
 
 import attrs
@@ -134,4 +135,17 @@ def make_converter() -> Converter:
         return applied({"applied": True} | (raw or {}), made)
 
     converter.register_structure_hook(types.ApplyWorkspaceEditResult, application)
+
+    for made in vars(types).values():
+        if isinstance(made, type) and issubclass(made, Enum):
+            converter.register_structure_hook(made, _known_or_raw)
     return converter
+
+
+def _known_or_raw(raw: Any, enumeration: Any) -> Any:
+    """A value of an enumeration. One that nobody knows is of a newer protocol, or a mistake: no
+    reason to refuse the message."""
+    try:
+        return enumeration(raw)
+    except ValueError:
+        return raw

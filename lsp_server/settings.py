@@ -17,26 +17,50 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast
 
+from lsp_server.languages import canonical
+
 SECTION = "mezzotint"
 FAR_CHARS = 32_768
 """How much of a document beyond what the model reads says what it repeats, on either side."""
 
 DEFAULT_EXCLUDE = (
     ".env*",
+    "*.env",
+    ".envrc",
     "*.pem",
     "*.key",
     "*.p12",
     "*.pfx",
+    "*.jks",
+    "*.keystore",
     "*.kdbx",
+    "*.ppk",
+    "*.ovpn",
+    "*.tfvars",
     "id_rsa*",
     "id_dsa*",
     "id_ecdsa*",
     "id_ed25519*",
     ".netrc",
+    "_netrc",
+    ".npmrc",
+    ".pypirc",
     ".pgpass",
+    ".my.cnf",
+    ".htpasswd",
+    ".git-credentials",
+    ".dockercfg",
+    ".vault-token",
+    ".vault_pass*",
+    "credentials.json",
     "**/.ssh/**",
     "**/.gnupg/**",
     "**/.aws/**",
+    "**/.azure/**",
+    "**/.kube/**",
+    "**/.docker/config.json",
+    "**/.config/gcloud/**",
+    "**/.config/gh/**",
     "**/secrets/**",
 )
 """Files that usually hold credentials."""
@@ -127,9 +151,9 @@ def _switches() -> _Rule:
         if not isinstance(raw, Mapping):
             raise _RefusedError(raw)
         entries = cast("Mapping[object, object]", raw)
-        good = {str(key): value for key, value in entries.items() if isinstance(value, bool)}
-        if len(good) < len(entries):
-            bad = {str(key): value for key, value in entries.items() if str(key) not in good}
+        bad = {str(key): value for key, value in entries.items() if not isinstance(value, bool)}
+        good = {canonical(str(k)): v for k, v in entries.items() if isinstance(v, bool)}
+        if bad:
             # What the user did switch off stays off.
             raise _RefusedError(bad, MappingProxyType(good))
         return MappingProxyType(good)
@@ -284,7 +308,8 @@ class Settings:
     languages: Mapping[str, bool] = _setting(
         MappingProxyType({"*": True}),
         _switches(),
-        'Switches single languages on or off, by language id; "*" stands for all others.',
+        "Switches single languages on or off, by language id or a usual name (python, Python, js); "
+        '"*" stands for all others.',
     )
     trigger: Literal["auto", "manual"] = _setting(
         "auto", _choice("auto", "manual"), "Complete while typing, or only when asked."
@@ -363,7 +388,9 @@ class Settings:
 
 def _parts(path: str) -> tuple[str, ...]:
     """The parts of a path or glob, without a root, in one case and one Unicode form."""
-    path = unicodedata.normalize("NFC", path.replace("\\", "/")).casefold()
+    # What is inside an archive follows "::" (zip.vim) or "!" (jar:).
+    path = path.replace("\\", "/").replace("::", "/").replace("!/", "/")
+    path = unicodedata.normalize("NFC", path).casefold()
     return tuple(part for part in PurePosixPath(path).parts if part.strip("/"))
 
 

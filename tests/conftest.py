@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 # Kernels are tested in triton's interpreter, which has to be chosen before anybody imports triton.
 os.environ["TRITON_INTERPRET"] = "1"
+
+# A job in the background of a script starts with SIGINT ignored, and so would the programs that
+# the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests are no package (importmode=importlib).
 sys.path.append(str(Path(__file__).parent))

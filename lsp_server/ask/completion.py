@@ -129,7 +129,9 @@ async def complete_context(
         completer, request, place, check, rounds=settings.max_repair_rounds, started=started
     )
     repaired = [await _repaired(draft, repair) for draft in drafts]
-    return replace(_ranked(repaired, place.context.eol, settings), result=result)
+    ranked = _ranked(repaired, place.context.eol, settings)
+    # Some engines make more than they are asked for.
+    return replace(ranked, suggestions=ranked.suggestions[: request.candidates], result=result)
 
 
 async def _repaired(draft: Draft, repair: Repair) -> Draft:

@@ -13,9 +13,10 @@ from pygls.workspace import PositionCodec, TextDocument, Workspace
 
 from lsp_server.ask.session import Snapshot
 from lsp_server.ask.trigger import refusal
-from lsp_server.document.context import DocumentError, check_document, language_of
+from lsp_server.document.context import DocumentError, check_document
 from lsp_server.document.recent_edits import RecentEdits
 from lsp_server.document.related import OpenDocument
+from lsp_server.languages import language_called
 from lsp_server.settings import Settings
 
 
@@ -204,7 +205,7 @@ def position_at(lines: Sequence[str], codec: PositionCodec, offset: int) -> type
 
 def language(document: TextDocument) -> str:
     """The LSP language id that the client or, where it names none, the file name tells."""
-    return document.language_id or language_of(document.path)
+    return language_called(document.language_id or "", document.path)
 
 
 def snapshot_of(

@@ -35,7 +35,12 @@ def is_excluded(path: str, settings: Settings) -> bool:
         return False
 
 
-_PLACEHOLDER = re.compile(r"\$(\d|\{\d)")
+_PLACEHOLDER = re.compile(
+    r"\$(\d|\{\w|(TM|CURRENT|WORKSPACE|CURSOR|BLOCK_COMMENT)_[A-Z_]+\b"
+    r"|(CLIPBOARD|RELATIVE_FILEPATH|RANDOM|RANDOM_HEX|UUID|LINE_COMMENT)\b)"
+)
+"""Places and variables of the LSP's snippets. A name in braces may be code (a shell's), but nobody
+misses a suggestion there as much as a wrong one hurts."""
 
 
 def is_snippet(text: str) -> bool:

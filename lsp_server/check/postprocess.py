@@ -20,6 +20,7 @@ from lsp_server.check.syntax import SyntaxPlace
 from lsp_server.document.context import InfillContext
 
 _NO_LAST_COMMA = ("json", "jsonc")
+_NO_BLANK_BEFORE = ("", "\n", "\r", ";", ",")
 
 
 def worth_inserting(text: str, place: SyntaxPlace, *, explicit: bool, finished: bool = True) -> str:
@@ -43,7 +44,8 @@ def worth_inserting(text: str, place: SyntaxPlace, *, explicit: bool, finished: 
         text = text.rstrip().removesuffix(",")
     if repeats_following(text, line_prefix, following) or repeats_preceding(text, context.prefix):
         return ""
-    return text
+    # Nothing is written with a blank before a line's end, nor before these.
+    return text.rstrip(" \t") if following[:1] in _NO_BLANK_BEFORE else text
 
 
 def _in_style(text: str, context: InfillContext) -> str:

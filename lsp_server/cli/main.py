@@ -31,10 +31,10 @@ from lsp_server.document.context import (
     DocumentError,
     InfillContext,
     context_at,
-    language_of,
     offset_at,
     read_document,
 )
+from lsp_server.languages import language_of
 from lsp_server.settings import CandidateSettings, DeadlineSettings, Settings
 from model import api, engines
 from model.backbone.catalogue import resolve

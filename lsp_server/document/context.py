@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 LineEnding = Literal["\n", "\r\n", "\r"]
@@ -228,87 +228,3 @@ def offset_at(text: str, line: int, column: int) -> int:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def language_of(path: str) -> str:
-    """The LSP language id that the file name speaks for, or "" when it speaks for none."""
-    name = PurePosixPath(path.replace("\\", "/")).name.lower()
-    if name in _LANGUAGE_OF_NAME:
-        return _LANGUAGE_OF_NAME[name]
-    return _LANGUAGE_OF_EXTENSION.get(PurePosixPath(name).suffix, "")
-
-
-_LANGUAGE_OF_NAME = {
-    name: language
-    for language, names in {
-        "dockerfile": "dockerfile containerfile",
-        "makefile": "makefile gnumakefile",
-        "cmake": "cmakelists.txt",
-        "ruby": "gemfile rakefile podfile vagrantfile",
-        "python": "sconstruct sconscript",
-        "shellscript": ".bashrc .bash_profile .bash_aliases .profile pkgbuild",
-        "jsonc": "tsconfig.json jsconfig.json",
-        "go.mod": "go.mod",
-    }.items()
-    for name in names.split()
-}
-
-_LANGUAGE_OF_EXTENSION = {
-    extension: language
-    for language, extensions in {
-        "python": ".py .pyi .pyw",
-        "javascript": ".js .mjs .cjs",
-        "javascriptreact": ".jsx",
-        "typescript": ".ts .mts .cts",
-        "typescriptreact": ".tsx",
-        "go": ".go",
-        "rust": ".rs",
-        "java": ".java",
-        "c": ".c .h",
-        "cpp": ".cc .cpp .cxx .c++ .hh .hpp .hxx .ipp .inl",
-        "cuda-cpp": ".cu .cuh",
-        "csharp": ".cs .csx",
-        "ruby": ".rb .rake .gemspec",
-        "php": ".php .phtml",
-        "shellscript": ".sh .bash",
-        "html": ".html .htm .xhtml",
-        "css": ".css",
-        "scss": ".scss",
-        "less": ".less",
-        "json": ".json .webmanifest",
-        "jsonc": ".jsonc .code-workspace",
-        "yaml": ".yaml .yml",
-        "toml": ".toml",
-        "xml": ".xml .xsd .svg",
-        "markdown": ".md .markdown",
-        "restructuredtext": ".rst",
-        "sql": ".sql",
-        "lua": ".lua",
-        "kotlin": ".kt .kts",
-        "swift": ".swift",
-        "scala": ".scala .sbt",
-        "dart": ".dart",
-        "elixir": ".ex .exs",
-        "erlang": ".erl .hrl",
-        "haskell": ".hs",
-        "ocaml": ".ml .mli",
-        "clojure": ".clj .cljs .cljc",
-        "objective-c": ".m",
-        "objective-cpp": ".mm",
-        "perl": ".pl .pm",
-        "powershell": ".ps1 .psm1",
-        "r": ".r",
-        "julia": ".jl",
-        "zig": ".zig",
-        "vue": ".vue",
-        "svelte": ".svelte",
-        "cmake": ".cmake",
-        "makefile": ".mk",
-        "dockerfile": ".dockerfile",
-        "proto3": ".proto",
-        "terraform": ".tf",
-        "viml": ".vim",
-        "ini": ".ini .cfg",
-    }.items()
-    for extension in extensions.split()
-}

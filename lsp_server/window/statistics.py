@@ -44,6 +44,9 @@ class _Offered:
     confidence: float
     is_shown: bool = False
     num_accepted: int = 0
+    """Of `num_characters`."""
+    is_begun: bool = False
+    """Whether some of it was accepted, perhaps before it was last offered."""
     is_settled: bool = False
 
 
@@ -62,8 +65,16 @@ class SuggestionLog:
     def offer(
         self, suggestion: str, *, language: str, num_characters: int, confidence: float
     ) -> None:
-        """Remember a suggestion by its id; nothing is written until it is seen."""
-        self._offered[suggestion] = _Offered(language, num_characters, confidence)
+        """Remember a suggestion by its id; nothing is written until it is seen.
+
+        What is left of one that the user types into or accepts in part is offered again, as the
+        same suggestion. One that was settled comes back as a new one, to be judged once more.
+        """
+        offered = self._offered.pop(suggestion, None)
+        if offered is None or offered.is_settled:
+            offered = _Offered(language, num_characters, confidence)
+        offered.num_characters, offered.num_accepted = num_characters, 0
+        self._offered[suggestion] = offered
         while len(self._offered) > _MAX_REMEMBERED:
             del self._offered[next(iter(self._offered))]
 
@@ -79,22 +90,23 @@ class SuggestionLog:
         offered = self._settle(suggestion)
         if offered is not None:
             rest = offered.num_characters - offered.num_accepted
-            self._write("accepted", offered, rest, again=offered.num_accepted > 0)
+            self._write("accepted", offered, rest, again=offered.is_begun)
 
     def partly_accepted(self, suggestion: str, num_characters: int) -> None:
         """The user took its first `num_characters` (counted from its start every time)."""
         offered = self._offered.get(suggestion)
-        if offered is None or num_characters <= offered.num_accepted:
+        if offered is None or offered.is_settled:
             return
-        again = offered.num_accepted > 0
         added = min(num_characters, offered.num_characters) - offered.num_accepted
-        offered.num_accepted += max(added, 0)
-        self._write("partlyAccepted", offered, added, again=again)
+        if added > 0:
+            again, offered.is_begun = offered.is_begun, True
+            offered.num_accepted += added
+            self._write("partlyAccepted", offered, added, again=again)
 
     def rejected(self, suggestion: str) -> None:
         """The user dismissed it, or wrote something else. What was taken in part counts as that."""
         offered = self._settle(suggestion)
-        if offered is not None and not offered.num_accepted:
+        if offered is not None and not offered.is_begun:
             self._write("rejected", offered, 0)
 
     def reset(self) -> None:

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from tqdm import tqdm
 
-from lsp_server.document.context import DocumentError, language_of, read_document
+from lsp_server.document.context import DocumentError, read_document
+from lsp_server.languages import language_of
 from lsp_server.settings import Settings, parse_settings
 from model.api import CheckpointError, hub_id
 from model.backbone.catalogue import DEFAULT, resolve

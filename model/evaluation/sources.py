@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsp_server.document.context import DocumentError, language_of, read_document
+from lsp_server.document.context import DocumentError, read_document
+from lsp_server.languages import language_of
 from model.evaluation.problems import read_records
 
 logger = logging.getLogger(__name__)

@@ -246,3 +246,28 @@ async def test_the_status_tells_busy_and_then_the_price(start_session: StartSess
     await session.until(lambda: session.statuses[-1].state == "ready")
     assert "busy" in [status.state for status in session.statuses]
     assert (session.statuses[-1].ms, session.statuses[-1].forwards) == (1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "character", "is_position"),
+    [
+        (1, 4, True),
+        (1.0, 4.0, True),
+        (1, 4.5, False),
+        (1, True, False),
+        (-1.0, 4, False),
+        ("1", 4, False),
+        (None, 4, False),
+        (1e400, 4, False),
+    ],
+)
+async def test_a_whole_number_is_one_however_it_is_written(
+    start_session: StartSession, line: object, character: object, is_position: bool
+):
+    session = await start_session("--text", "1")
+    where = {"uri": session.open(HOLES), "position": {"line": line, "character": character}}
+    if is_position:
+        assert (await session.run(HERE, where)).candidates
+    else:
+        with pytest.raises(JsonRpcException, match="needs a position"):
+            await session.run(HERE, where)

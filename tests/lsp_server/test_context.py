@@ -10,7 +10,6 @@ from lsp_server.document.context import (
     InfillContext,
     check_document,
     context_at,
-    language_of,
     offset_at,
     read_document,
 )
@@ -229,23 +228,3 @@ def test_an_open_document_is_held_to_the_same_limits():
         check_document("é" * 1025, name="main.py", max_kb=2)
     with pytest.raises(DocumentError, match=r"main\.py holds NUL bytes"):
         check_document("a\0", name="main.py", max_kb=2)
-
-
-@pytest.mark.parametrize(
-    ("path", "language"),
-    [
-        ("/a/main.py", "python"),
-        ("C:\\src\\View.TSX", "typescriptreact"),
-        ("lib/app.d.ts", "typescript"),
-        ("Makefile", "makefile"),
-        ("/a/Dockerfile", "dockerfile"),
-        ("/repo/tsconfig.json", "jsonc"),
-        ("run.sh", "shellscript"),
-        ("Program.cs", "csharp"),
-        ("notes", ""),
-        ("archive.xyz", ""),
-        ("", ""),
-    ],
-)
-def test_file_names_speak_for_their_language(path: str, language: str):
-    assert language_of(path) == language

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -96,3 +97,16 @@ async def test_the_status_says_why_an_engine_refuses(
         await stop(session)
     assert "does not take the key (HTTP 401: no such key: …)" in message
     assert "sesame" not in (tmp_path / "log").read_text() + message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+async def test_a_server_that_is_interrupted_leaves_though_the_client_is_still_there(
+    number: signal.Signals, tmp_path: Path
+):
+    session = await start(tmp_path, {"engine": {"address": "unix:/nowhere"}})
+    process = session._server  # pyright: ignore[reportPrivateUsage]
+    assert process is not None
+    process.send_signal(number)
+    assert await asyncio.wait_for(process.wait(), 30) != 0
+    await session.stop()

@@ -64,3 +64,20 @@ def test_a_first_line_goes_no_deeper_than_what_is_above_lets_it(
     language: str, prefix: str, text: str, left: str
 ):
     assert inserted(language, prefix, text) == left
+
+
+@pytest.mark.parametrize(
+    ("language", "prefix", "text", "suffix", "left"),
+    [
+        ("css", "a { color:", " red ", ";\n}\n", " red"),
+        ("css", "a { color: ", "red; ", "\n}\n", "red;"),
+        ("css", "a { color: ", "red;\t", "\r\n}\r\n", "red;"),
+        ("css", "a { margin: ", "0 ", "", "0"),
+        ("python", "f(", "a ", ", b)\n", "a"),
+        ("javascript", "const a = [", " 1 ", "]\n", " 1 "),  # a style
+    ],
+)
+def test_no_blank_is_left_before_a_line_end_or_a_separator(
+    language: str, prefix: str, text: str, suffix: str, left: str
+):
+    assert inserted(language, prefix, text, suffix) == left

@@ -59,6 +59,22 @@ async def test_a_second_initialize_is_refused_and_forgets_nothing():
     assert items(await wire.answer(wire.inline(0, 4))) == ["2"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"trace": "compact"},
+        {"capabilities": {"workspace": {"workspaceEdit": {"failureHandling": "later"}}}},
+        {"capabilities": {"textDocument": {"hover": {"contentFormat": ["ansi"]}}}},
+        {"capabilities": {"general": {"positionEncodings": ["utf-7", "utf-16"]}}},
+    ],
+)
+async def test_words_that_nobody_knows_are_no_reason_to_refuse_a_client(odd):
+    wire = Wire("2")
+    hello = {"processId": None, "rootUri": None, "capabilities": {}} | odd
+    answer = await wire.answer(wire.ask("initialize", hello))
+    assert answer["result"]["capabilities"]["positionEncoding"] == "utf-16"
+
+
 # --- Leaving ----------------------------------------------------------------------------------
 
 

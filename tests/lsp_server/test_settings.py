@@ -214,6 +214,18 @@ def test_a_bad_language_switch_leaves_the_switched_off_ones_off():
         "secrets/db.yaml",
         "/srv/app/Secrets/deep/down/db.yaml",
         ".env",
+        "/srv/app/prod.env",
+        "/home/ada/app/.envrc",
+        "/home/ada/.npmrc",
+        "/home/ada/.pypirc",
+        "/home/ada/.git-credentials",
+        "/home/ada/putty/work.ppk",
+        "/home/ada/.kube/config",
+        "/home/ada/.docker/config.json",
+        "infra/live.tfvars",
+        "/home/ada/backup.zip::app/.env",
+        "/home/ada/backup.zip::.env",
+        "/home/ada/lib.jar!/.npmrc",
     ],
 )
 def test_files_that_hold_credentials_are_excluded_by_default(path: str):

@@ -107,3 +107,69 @@ def test_a_folder_that_cannot_be_written_costs_only_the_statistics(tmp_path: Pat
     log.offer("a", language="go", num_characters=1, confidence=1.0)
     log.shown("a")
     assert log.summary()["shown"] == 0
+
+
+def offered_again(log: SuggestionLog, num_characters: int) -> None:
+    """What is left of "a", once more."""
+    log.offer("a", language="go", num_characters=num_characters, confidence=0.5)
+    log.shown("a")
+
+
+def test_a_suggestion_that_is_typed_into_is_shown_once(log: SuggestionLog):
+    log.shown("a")
+    for left in (9, 8, 7):
+        offered_again(log, left)
+    log.accepted("a")
+    summary = log.summary()
+    assert (summary["shown"], summary["accepted"], summary["acceptanceRate"]) == (1, 1, 1.0)
+    assert summary["charactersAccepted"] == 7  # the others were typed
+
+
+@pytest.mark.parametrize("fate", ["accepted", "rejected", "unknown"])
+@pytest.mark.parametrize("typed", [0, 1])
+def test_what_is_left_of_a_suggestion_is_still_the_same_one(
+    log: SuggestionLog, fate: str, typed: int
+):
+    log.shown("a")
+    log.partly_accepted("a", 4)
+    offered_again(log, 6)
+    log.partly_accepted("a", 2)
+    offered_again(log, 4 - typed)
+    if fate != "unknown":
+        getattr(log, fate)("a")
+    summary = log.summary()
+    assert (summary["shown"], summary["partiallyAccepted"], summary["rejected"]) == (1, 1, 0)
+    assert summary["accepted"] == (fate == "accepted")
+    assert summary["charactersAccepted"] == (10 - typed if fate == "accepted" else 6)
+    assert summary["acceptanceRate"] == 1.0
+
+
+def test_a_suggestion_that_comes_back_after_it_was_settled_is_judged_anew(log: SuggestionLog):
+    log.shown("a")
+    log.rejected("a")
+    offered_again(log, 10)
+    log.accepted("a")
+    log.partly_accepted("a", 3)  # too late
+    summary = log.summary()
+    assert (summary["shown"], summary["accepted"], summary["rejected"]) == (2, 1, 1)
+    assert (summary["partiallyAccepted"], summary["charactersAccepted"]) == (0, 10)
+
+
+@pytest.mark.parametrize("length", [0, -5])
+def test_to_accept_nothing_of_it_is_no_acceptance(log: SuggestionLog, length: int):
+    log.shown("a")
+    log.partly_accepted("a", length)
+    log.rejected("a")
+    assert (log.summary()["partiallyAccepted"], log.summary()["rejected"]) == (0, 1)
+
+
+def test_a_suggestion_that_goes_on_is_remembered_longer_than_its_elders(
+    log: SuggestionLog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lsp_server.window.statistics._MAX_REMEMBERED", 3)
+    log.shown("a")
+    offered_again(log, 9)
+    for name in ("d", "e"):
+        log.offer(name, language="go", num_characters=1, confidence=0.5)
+    log.accepted("a")
+    assert log.summary()["accepted"] == 1

@@ -22,15 +22,25 @@ def test_the_adaptive_debounce_follows_the_latency_within_its_bounds():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("print($1)", True), ("for ${1:x} in", True), ("f($0)", True), ("print", False)],
+    [
+        ("print($1)", True),
+        ("for ${1:x} in", True),
+        ("f($0)", True),
+        ("print", False),
+        ("for ${name} in", True),
+        ("$TM_FILENAME", True),
+        ("// $CURRENT_YEAR", True),
+        ("$UUID", True),
+        ("$UUIDS", False),
+        ("$this->tm", False),
+    ],
 )
 def test_what_has_places_to_tab_through_is_a_snippet(text, expected):
     assert is_snippet(text) == expected
 
 
-def test_a_price_and_a_shell_variable_are_no_snippets():
+def test_a_shell_variable_is_no_snippet():
     assert not is_snippet("$HOME")
-    assert not is_snippet("${name}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
