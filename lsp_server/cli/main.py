@@ -10,37 +10,26 @@ wrong command line, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import importlib
 import io
 import json
 import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
+from lsp_server.cli.screen import GREEN, RED, Screen
 from lsp_server.document.context import (
     DocumentError,
-    InfillContext,
-    context_at,
-    offset_at,
-    read_document,
 )
-from lsp_server.languages import language_of
-from lsp_server.settings import CandidateSettings, DeadlineSettings, Settings
-from model import api, engines
-from model.backbone.catalogue import resolve
+from model import api
 
 if TYPE_CHECKING:
-    from lsp_server.ask.completion import Completion, Suggestion
     from lsp_server.cli.doctor import Check
 
 _DELEGATED = {
@@ -126,6 +115,8 @@ def _add_complete(parser: argparse.ArgumentParser) -> None:
             parser.error(str(error))
         if args.until is not None and args.until < (args.place.line, args.place.column):
             parser.error("--until lies before the cursor")
+        from lsp_server.cli.complete import run_complete
+
         return run_complete(args)
 
     parser.set_defaults(run=run)
@@ -208,104 +199,6 @@ def run_lsp(args: argparse.Namespace) -> int:
         return _fail(f"cannot listen on {':'.join(map(str, args.tcp))}: {error}")
 
 
-def run_complete(args: argparse.Namespace) -> int:
-    """`mezzotint complete`. Raises `DocumentError`, `CompletionError`."""
-    place: Place = args.place
-    # No editor waits for this answer: it may take as long as it takes (an hour is the limit).
-    settings = Settings(
-        candidates=CandidateSettings(manual=args.candidates),
-        steps=args.steps,
-        deadline_ms=DeadlineSettings(manual=3_600_000),
-        syntax_check="warn",
-    )
-    text = read_document(place.path, settings.max_file_kb)
-    start = offset_at(text, place.line, place.column)
-    end = start if args.until is None else offset_at(text, *args.until)
-    window = partial(context_at, text, start, end, language=language_of(str(place.path)))
-    screen = Screen(sys.stderr if args.json else sys.stdout)
-    model = resolve(args.model)
-    completer = engines.load(model, device=args.device)
-    film = Film(screen) if args.film else None
-    completion = asyncio.run(_fill(completer, window, settings, film))
-
-    if args.json:
-        print(json.dumps(_summary(completion, str(model))))
-    if completion.reason is not None:
-        return _fail(completion.reason.message)
-    best = completion.suggestions[0]
-    if args.film:
-        screen.write_lines(in_place(text, start, end, best.text, screen))
-    if not args.json and not (args.film and len(completion.suggestions) == 1):
-        _print_texts(completion.suggestions)
-    if best.new_syntax_errors:
-        print(f"mezzotint: note that it {_adds_errors(best)}", file=sys.stderr)
-    return 0
-
-
-async def _fill(
-    completer: api.Completer,
-    window: Callable[..., InfillContext],
-    settings: Settings,
-    on_frame: api.FrameListener | None,
-) -> Completion:
-    """Complete in the document that `window` cuts contexts from; closes the completer."""
-    from lsp_server.ask.completion import complete_context, window_sizes
-    from lsp_server.check.syntax import CHECKED_CHARS, SyntaxChecker, SyntaxPlace
-
-    context = window(**window_sizes(settings))
-    surroundings = window(prefix_chars=CHECKED_CHARS, suffix_chars=CHECKED_CHARS)
-    try:
-        return await complete_context(
-            completer,
-            context,
-            SyntaxPlace(SyntaxChecker(), surroundings),
-            settings,
-            explicit=True,
-            on_frame=on_frame,
-        )
-    finally:
-        await completer.close()
-
-
-def _summary(completion: Completion, model: str) -> dict[str, object]:
-    result = completion.result
-    tokens, forwards = (result.tokens, result.forwards) if result else (0, 0)
-    return {
-        "model": model,
-        "candidates": [
-            {
-                "text": suggestion.text,
-                "confidence": round(suggestion.confidence, 4),
-                "new_syntax_errors": suggestion.new_syntax_errors,
-            }
-            for suggestion in completion.suggestions
-        ],
-        "verified": result is not None and result.verified,
-        "forwards": forwards,
-        "tokens": tokens,
-        "tokens_per_forward": round(tokens / forwards, 2) if forwards else 0.0,
-        "ms": round(result.ms, 2) if result else 0.0,
-    }
-
-
-def _print_texts(suggestions: Sequence[Suggestion]) -> None:
-    """One text exactly as it is, for programs; several with numbers, for people."""
-    if len(suggestions) == 1:
-        sys.stdout.write(suggestions[0].text)
-        if sys.stdout.isatty():
-            sys.stdout.write("\n")
-        return
-    for number, suggestion in enumerate(suggestions, start=1):
-        note = f", {_adds_errors(suggestion)}" if suggestion.new_syntax_errors else ""
-        print(f"[{number}] confidence {suggestion.confidence:.2f}{note}")
-        print(suggestion.text)
-
-
-def _adds_errors(suggestion: Suggestion) -> str:
-    errors = suggestion.new_syntax_errors
-    return f"adds {errors} syntax error{'' if errors == 1 else 's'}"
-
-
 def run_doctor(args: argparse.Namespace) -> int:
     """`mezzotint doctor`."""
     from lsp_server.cli.doctor import examine
@@ -322,170 +215,10 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def _table_row(check: Check, screen: Screen) -> Iterator[str]:
-    mark = screen.styled("ok  ", _GREEN) if check.ok else screen.styled("FAIL", _RED)
+    mark = screen.styled("ok  ", GREEN) if check.ok else screen.styled("FAIL", RED)
     left = f"{mark} {check.name:<16} "
     room = max(20, screen.width - 22)
     advice = wrap(f"→ {check.fix}", room) if check.fix else []
     for line in (*wrap(check.detail, room), *advice):
         yield left + line
         left = " " * 22
-
-
-# --- For people to look at ------------------------------------------------------------------
-
-_DIM, _RED, _GREEN, _STRUCK = "2", "31", "32", "2;9"
-
-_PLAIN_SYMBOLS = str.maketrans(
-    {"░": "?", "⏎": "\\n", "⇥": "\\t", "…": "...", "│": "|", "→": "->", "⟦": "[[", "⟧": "]]"}
-)
-"""Stand-ins where the stream's encoding lacks our symbols."""
-
-
-class Screen:
-    """A stream with a person at its end: colours and symbols as far as it has them."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        is_terminal = stream.isatty()
-        self.coloured = (
-            is_terminal
-            and not os.environ.get("NO_COLOR")
-            and os.environ.get("TERM") != "dumb"
-            # The old Windows console prints the escape codes.
-            and (sys.platform != "win32" or "WT_SESSION" in os.environ)
-        )
-        self.width = shutil.get_terminal_size().columns if is_terminal else sys.maxsize
-        """Characters a line may have."""
-        try:
-            "".join(map(chr, _PLAIN_SYMBOLS)).encode(stream.encoding or "utf-8")
-            self._has_symbols = True
-        except UnicodeEncodeError:
-            self._has_symbols = False
-
-    def styled(self, text: str, style: str) -> str:
-        """`text` in a colour, where there are colours."""
-        return f"\x1b[{style}m{text}\x1b[0m" if self.coloured and text else text
-
-    def write_lines(self, lines: Iterable[str]) -> None:
-        """Show whole lines, at once."""
-        for line in lines:
-            print(line if self._has_symbols else line.translate(_PLAIN_SYMBOLS), file=self._stream)
-        self._stream.flush()
-
-
-class Film:
-    """Shows each step as one line; listens to frames.
-
-    Of a draft: what was decided in the step. Green is what was drafted and verified, plain what the
-    model wrote itself, struck out what was drafted and refused; without colours they are ⟦so⟧, so,
-    and ~so~. Of a canvas: masked slots are ░; what the step has committed is green, what the steps
-    before it had is not.
-    """
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._before: tuple[str | None, ...] = ()
-        self._decided = ""
-
-    def __call__(self, frame: api.Frame) -> None:
-        """Show one frame."""
-        pieces = self._canvas(frame) if frame.accepted is None else self._draft(frame)
-        line = f"{frame.step:>4}  "
-        room = self._screen.width - len(line)
-        for text, style in pieces:
-            if len(text) > room - 1:
-                line += "…"
-                break
-            line += self._screen.styled(text, style) if style else text
-            room -= len(text)
-        # The engine's thread calls this. If nobody reads any more, the result's own line will
-        # meet the error, in our thread.
-        with contextlib.suppress(BrokenPipeError):
-            if pieces:
-                self._screen.write_lines([line])
-        self._before = frame.slots
-
-    def _canvas(self, frame: api.Frame) -> list[tuple[str, str]]:
-        return [
-            ("░", _DIM)
-            if slot is None
-            else (_one_line(slot), _GREEN if self._is_new(index, slot) else "")
-            for index, slot in enumerate(frame.slots)
-        ]
-
-    def _is_new(self, index: int, slot: str) -> bool:
-        return index >= len(self._before) or self._before[index] != slot
-
-    def _draft(self, frame: api.Frame) -> list[tuple[str, str]]:
-        drafted = [slot or "" for slot in frame.slots]
-        new = frame.text.removeprefix(self._decided)
-        self._decided = frame.text
-        before, verified, after = _parted(new, "".join(drafted[: frame.accepted]))
-        refused = "".join(drafted[frame.accepted :])
-        marks = ("", "", "", "") if self._screen.coloured else ("⟦", "⟧", "~", "~")
-        parts = [
-            (_one_line(before), ""),
-            (f"{marks[0]}{_one_line(verified)}{marks[1]}" if verified else "", _GREEN),
-            (_one_line(after), ""),
-            (f"{marks[2]}{_one_line(refused)}{marks[3]}" if refused else "", _STRUCK),
-        ]
-        return [part for part in parts if part[0]]
-
-
-def _parted(new: str, drafted: str) -> tuple[str, str, str]:
-    """What is new, around what was drafted of it. A draft may begin before the cursor, where the
-    word does."""
-    at = new.find(drafted)
-    if at >= 0:
-        return new[:at], drafted, new[at + len(drafted) :]
-    shared = next((n for n in range(len(drafted), 0, -1) if new.startswith(drafted[-n:])), 0)
-    return "", new[:shared], new[shared:]
-
-
-_LINES_AROUND = 3
-_MAX_LINE_CHARS = 200
-
-
-def in_place(text: str, start: int, end: int, new: str, screen: Screen) -> list[str]:
-    """The lines of `text` around `start`..`end`, with `new` there instead and made to stand out."""
-    *before, head = _lines(text[:start])
-    tail, *after = _lines(text[end:])
-    inserted = [_printable(line) for line in _lines(new)]
-    if screen.coloured:
-        inserted = [screen.styled(line, _GREEN) for line in inserted]
-    else:
-        inserted = [f"⟦{inserted[0]}", *inserted[1:]]
-        inserted[-1] += "⟧"
-    if len(head) > _MAX_LINE_CHARS:
-        head = f"…{head[-_MAX_LINE_CHARS:]}"
-    inserted[0] = _printable(head) + inserted[0]
-    inserted[-1] += _shortened(tail)
-
-    first = max(0, len(before) - _LINES_AROUND)
-    shown = [
-        *map(_shortened, before[first:]),
-        *inserted,
-        *map(_shortened, after[:_LINES_AROUND]),
-    ]
-    return [f"{number:>6} │ {line}" for number, line in enumerate(shown, start=first + 1)]
-
-
-def _lines(text: str) -> list[str]:
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def _shortened(line: str) -> str:
-    line = _printable(line)
-    return line if len(line) <= _MAX_LINE_CHARS else f"{line[:_MAX_LINE_CHARS]}…"
-
-
-def _one_line(text: str) -> str:
-    return _printable(text.replace("\n", "⏎").replace("\t", "⇥"))
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-
-
-def _printable(text: str) -> str:
-    """`text` without what would command the terminal instead of being shown."""
-    return _CONTROL.sub("\ufffd", text)

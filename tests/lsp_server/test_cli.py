@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsp_server import launch
-from lsp_server.cli.main import Film, Screen, in_place, main, parse_args
+from lsp_server.cli.main import main, parse_args
+from lsp_server.cli.screen import Film, Screen, in_place
 from model import api, engines
 
 
