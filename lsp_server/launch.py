@@ -11,7 +11,7 @@ from functools import partial
 
 from lsprotocol import types
 
-from lsp_server import code_actions, commands, server
+from lsp_server import code_actions, commands, handlers
 from lsp_server.ask.session import EngineSource
 from lsp_server.engine_link.api_keys import ApiKeys
 from lsp_server.engine_link.engine_process import EngineProcess, EngineState
@@ -56,20 +56,20 @@ def create_server(make_engine: EngineFactory | None = None) -> MezzotintServer:
     keys = ApiKeys()
     made = MezzotintServer(make_engine or partial(engine_of, keys), keys)
     for method, handler, options in (
-        (types.INITIALIZE, server.on_initialize, None),
-        (types.INITIALIZED, server.on_initialized, None),
-        (types.SHUTDOWN, server.on_shutdown, None),
-        (types.WORKSPACE_DID_CHANGE_CONFIGURATION, server.on_configuration, None),
-        (types.TEXT_DOCUMENT_DID_OPEN, server.on_open, None),
-        (types.TEXT_DOCUMENT_DID_CHANGE, server.on_change, None),
-        (types.TEXT_DOCUMENT_DID_CLOSE, server.on_close, None),
-        (types.NOTEBOOK_DOCUMENT_DID_OPEN, server.on_open_notebook, None),
-        (types.NOTEBOOK_DOCUMENT_DID_CHANGE, server.on_change_notebook, None),
-        (types.NOTEBOOK_DOCUMENT_DID_CLOSE, server.on_close_notebook, None),
+        (types.INITIALIZE, handlers.on_initialize, None),
+        (types.INITIALIZED, handlers.on_initialized, None),
+        (types.SHUTDOWN, handlers.on_shutdown, None),
+        (types.WORKSPACE_DID_CHANGE_CONFIGURATION, handlers.on_configuration, None),
+        (types.TEXT_DOCUMENT_DID_OPEN, handlers.on_open, None),
+        (types.TEXT_DOCUMENT_DID_CHANGE, handlers.on_change, None),
+        (types.TEXT_DOCUMENT_DID_CLOSE, handlers.on_close, None),
+        (types.NOTEBOOK_DOCUMENT_DID_OPEN, handlers.on_open_notebook, None),
+        (types.NOTEBOOK_DOCUMENT_DID_CHANGE, handlers.on_change_notebook, None),
+        (types.NOTEBOOK_DOCUMENT_DID_CLOSE, handlers.on_close_notebook, None),
         # Without options, pygls does not advertise it.
         (
             types.TEXT_DOCUMENT_INLINE_COMPLETION,
-            server.on_inline_completion,
+            handlers.on_inline_completion,
             types.InlineCompletionOptions(),
         ),
     ):
