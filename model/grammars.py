@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from tree_sitter import Language
+if TYPE_CHECKING:  # the table alone is asked for where nothing is parsed
+    from tree_sitter import Language
 
 GRAMMARS = {
     "python": ("tree_sitter_python", "language"),
@@ -35,6 +37,8 @@ GRAMMARS = {
 
 def load_grammar(grammar: tuple[str, str]) -> Language:
     """Import a grammar by its module and entry point. Raises `ImportError` where it is missing."""
+    from tree_sitter import Language
+
     module, entry_point = grammar
     pointer: object = getattr(importlib.import_module(module), entry_point)()
     return Language(pointer)
