@@ -426,8 +426,9 @@ def test_the_first_start_sets_up_a_server_and_gets_the_default_model_which_compl
     question.get_by_role("button", name="Download").click()
     window.wait_for_status(r"downloading Qwen2\.5-Coder")
     window.screenshot("model-download")
-    assert holds_within(600, lambda: "downloading" not in window.status()), window.status()
-    window.wait_for_status(r"^(?!.*(starting|loading))")
+    # What was downloaded is packed once, which takes a slow machine a minute.
+    busy = re.compile("downloading|starting|loading")
+    assert holds_within(600, lambda: not busy.search(window.status())), window.status()
     window.page.locator(".monaco-editor .view-lines").first.click()
     window.press("Control+g")
     window.type(f"{before.count(chr(10)) + 1}:5")
