@@ -24,6 +24,7 @@ _OF_INITIALIZE = (
     types.TraceValue, types.MarkupKind, types.ResourceOperationKind, types.FailureHandlingKind,
     types.CompletionItemKind, types.CompletionItemTag, types.InsertTextMode, types.SymbolKind,
     types.SymbolTag, types.DiagnosticTag, types.PrepareSupportDefaultBehavior, types.TokenFormat,
+    types.CodeActionTag,
 )  # fmt: skip
 """Enumerations by which a client says what it can do. A word more is no harm there, while in a
 request it would be a question that nobody understands."""

@@ -4,14 +4,19 @@ and client go by the same text. In this process, message by message."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from enum import Enum
+from typing import Any, get_args
 
+import attrs
 import pytest
+from lsprotocol import types
 from wire import APPLY, CONFIGURATION, CREATE, NOTHING, URI, Wire, at, items
 
 from lsp_server import server
+from lsp_server.protocol import make_converter
 
 NOTEBOOK, CELL = "file:///tmp/a.ipynb", "vscode-notebook-cell:/tmp/a.ipynb#1"
+CUSTOM = {types.CodeActionKind, types.FoldingRangeKind, types.PositionEncodingKind}
 PROGRESS = {"window": {"workDoneProgress": True}}
 
 
@@ -65,6 +70,7 @@ async def test_a_second_initialize_is_refused_and_forgets_nothing():
         {"trace": "compact"},
         {"capabilities": {"workspace": {"workspaceEdit": {"failureHandling": "later"}}}},
         {"capabilities": {"textDocument": {"hover": {"contentFormat": ["ansi"]}}}},
+        {"capabilities": {"textDocument": {"codeAction": {"tagSupport": {"valueSet": [1, 9]}}}}},
         {"capabilities": {"general": {"positionEncodings": ["utf-7", "utf-16"]}}},
     ],
 )
@@ -73,6 +79,30 @@ async def test_words_that_nobody_knows_are_no_reason_to_refuse_a_client(odd):
     hello = {"processId": None, "rootUri": None, "capabilities": {}} | odd
     answer = await wire.answer(wire.ask("initialize", hello))
     assert answer["result"]["capabilities"]["positionEncoding"] == "utf-16"
+
+
+def enumerations(kind: Any, seen: set[Any]) -> set[type[Enum]]:
+    """Those of which a value may be anywhere in a message of this type."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return {kind}
+    if kind in seen:
+        return set()
+    seen.add(kind)
+    inner = list(get_args(kind))
+    if attrs.has(kind):
+        inner += [field.type for field in attrs.fields(attrs.resolve_types(kind))]
+    return {found for one in inner for found in enumerations(one, seen)}
+
+
+@pytest.mark.parametrize(
+    "enumeration", sorted(enumerations(types.InitializeParams, set()), key=repr)
+)
+def test_a_client_may_be_newer_than_every_enumeration_of_its_hello(enumeration: type[Enum]):
+    unknown = 4711 if issubclass(enumeration, int) else "unheard-of"
+    kind: Any = enumeration
+    if enumeration in CUSTOM:  # these may have values of one's own
+        kind |= str
+    assert make_converter().structure(unknown, kind) == unknown
 
 
 # --- Leaving ----------------------------------------------------------------------------------
