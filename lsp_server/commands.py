@@ -288,8 +288,8 @@ def on_shown(ls: MezzotintServer, params: Any) -> None:
 
 def on_partially_accepted(ls: MezzotintServer, params: Any) -> None:
     """The user has taken the beginning of an item."""
-    length: object = getattr(params, "acceptedLength", 0)
-    if isinstance(length, int):
+    length = _count(getattr(params, "acceptedLength", 0))
+    if length is not None:
         ls.suggestions.partly_accepted(_item_id(params), length)
 
 

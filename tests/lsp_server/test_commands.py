@@ -213,15 +213,16 @@ async def test_code_actions_offer_what_can_be_filled(start_session: StartSession
     assert await actions(session, go, (0, 0), (0, 3)) == []
 
 
+@pytest.mark.parametrize("length", [3, 3.0])
 async def test_what_becomes_of_items_is_counted_and_can_be_forgotten(
-    start_session: StartSession, state_directory: Any
+    start_session: StartSession, state_directory: Any, length: float
 ):
     session = await start_session("--text", "max(x)")
     uri = session.open("y = \n")
     (item,) = await session.inline(uri, 0, 4)
     shown = {"item": session.protocol._converter.unstructure(item)}
     session.protocol.notify("textDocument/didShowCompletion", shown)
-    partly = {**shown, "acceptedLength": 3}
+    partly = {**shown, "acceptedLength": length}
     session.protocol.notify("textDocument/didPartiallyAcceptCompletion", partly)
     assert item.command is not None
     await session.run(item.command.command, *(item.command.arguments or []))
