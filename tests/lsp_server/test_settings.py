@@ -226,6 +226,22 @@ def test_a_bad_language_switch_leaves_the_switched_off_ones_off():
         "/home/ada/backup.zip::app/.env",
         "/home/ada/backup.zip::.env",
         "/home/ada/lib.jar!/.npmrc",
+        "/home/ada/.cargo/credentials.toml",
+        "/home/ada/.m2/settings.xml",
+        "/home/ada/.password-store/mail",
+        "/home/ada/.authinfo.gpg",
+        "/home/ada/.bash_history",
+        "/home/ada/AuthKey_1.p8",
+        "/home/ada/passwords.txt",
+        "/srv/app/composer/auth.json",
+        "/srv/app/secrets.yml",
+        "/srv/app/k8s/secret.yaml",
+        "/srv/app/.dev.vars.production",
+        "/srv/app/client_secret_1.apps.json",
+        "/srv/app/serviceAccountKey.json",
+        "/srv/infra/terraform.tfstate.backup",
+        "/srv/infra/live.auto.tfvars.json",
+        "/srv/infra/kubeconfig.yaml",
     ],
 )
 def test_files_that_hold_credentials_are_excluded_by_default(path: str):
@@ -234,7 +250,17 @@ def test_files_that_hold_credentials_are_excluded_by_default(path: str):
 
 @pytest.mark.parametrize(
     "path",
-    ["/home/ada/app/main.py", "/home/ada/environment.py", "/a/keys.py", "/a/my_secrets.py", ""],
+    [
+        "/home/ada/app/main.py",
+        "/home/ada/environment.py",
+        "/a/keys.py",
+        "/a/my_secrets.py",
+        "/a/secrets.py",
+        "/srv/pkg/kubeconfig/kubeconfig.go",
+        "/srv/app/secret.go",
+        "/srv/app/auth.py",
+        "",
+    ],
 )
 def test_ordinary_files_are_not_excluded(path: str):
     assert not Settings().excludes(path)
