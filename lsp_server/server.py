@@ -28,6 +28,7 @@ from lsp_server.ask.completion import SUPERSEDED, Completion, Reason, Suggestion
 from lsp_server.ask.documents import (
     document_at,
     documents_beside,
+    is_completed,
     language,
     name_of,
     note_edits,
@@ -36,7 +37,6 @@ from lsp_server.ask.documents import (
 from lsp_server.ask.fill import Filler
 from lsp_server.ask.hints import HoleHints
 from lsp_server.ask.session import CompletionSession, EngineSource, Snapshot
-from lsp_server.ask.trigger import refusal
 from lsp_server.check.confidence import told
 from lsp_server.check.syntax import SyntaxChecker
 from lsp_server.document.recent_edits import RecentEdits
@@ -236,7 +236,7 @@ class MezzotintServer(LanguageServer):
         settings, engine = self._settings, self._engine
         if settings is None or engine is None or not settings.enabled:
             return
-        if refusal(document.path, language(document), settings, explicit=True) is None:
+        if is_completed(document, settings):
             await engine.start()
 
     async def complete(
@@ -280,9 +280,7 @@ class MezzotintServer(LanguageServer):
     def completes(self, document: TextDocument) -> bool:
         """Whether a person may ask for something in this document, as far as is known by now."""
         settings = self._settings
-        return settings is not None and (
-            refusal(document.path, language(document), settings, explicit=True) is None
-        )
+        return settings is not None and is_completed(document, settings)
 
     def manual_only(self) -> bool:
         """Whether the user wants no completion that they did not ask for."""

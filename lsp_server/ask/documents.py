@@ -235,9 +235,15 @@ def documents_beside(
     )
 
 
+def is_completed(document: TextDocument, settings: Settings) -> bool:
+    """Whether the settings let a person ask for something in a document."""
+    where = document.path, language(document), settings
+    return refusal(*where, name=name_of(document.uri), explicit=True) is None
+
+
 def may_be_read(document: TextDocument, settings: Settings) -> bool:
     """Whether a document is one to complete in: switched on, not excluded, small, and text."""
-    if refusal(document.path, language(document), settings, explicit=True) is not None:
+    if not is_completed(document, settings):
         return False
     try:
         check_document(document.source, name=document.path, max_kb=settings.max_file_kb)

@@ -230,7 +230,13 @@ class Filler:
 
     def _refusal(self, snapshot: Snapshot) -> Reason | None:
         """Raises `DocumentError`."""
-        reason = refusal(snapshot.path, snapshot.language, self._settings, explicit=True)
+        reason = refusal(
+            snapshot.path,
+            snapshot.language,
+            self._settings,
+            name=snapshot.document,
+            explicit=True,
+        )
         if reason is not None:
             return Reason(kind="inactive", message=reason)
         check_document(snapshot.text, name="this document", max_kb=self._settings.max_file_kb)

@@ -162,7 +162,13 @@ class CompletionSession:
 
     async def _answer(self, snapshot: Snapshot, explicit: bool) -> Completion:
         try:
-            reason = refusal(snapshot.path, snapshot.language, self._settings, explicit=explicit)
+            reason = refusal(
+                snapshot.path,
+                snapshot.language,
+                self._settings,
+                name=snapshot.document,
+                explicit=explicit,
+            )
             if reason is not None:
                 return Completion(reason=Reason(kind="inactive", message=reason))
             check_document(snapshot.text, name="this document", max_kb=self._settings.max_file_kb)

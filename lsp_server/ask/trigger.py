@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from urllib.parse import unquote
 
 from lsp_server.settings import Settings
 
 
-def refusal(path: str, language: str, settings: Settings, *, explicit: bool) -> str | None:
+def refusal(
+    path: str, language: str, settings: Settings, *, name: str, explicit: bool
+) -> str | None:
     """Why the document at `path` gets no completion, in a few words; None when it gets one.
 
-    `explicit` says that a person asked.
+    `name`: its URI, which may name a file elsewhere than in the path. `explicit` says that a
+    person asked.
     """
     if not settings.enabled:
         return "disabled"
     if not settings.enabled_for(language):
         return f"disabled for {language or 'this language'}"
-    if is_excluded(path, settings):
+    if is_excluded(path, settings) or settings.excludes(_parted(name)):
         return "excluded file"
     if not explicit and settings.trigger == "manual":
         return "completes on request only (trigger is manual)"
@@ -33,6 +37,15 @@ def is_excluded(path: str, settings: Settings) -> bool:
         return settings.excludes(os.path.realpath(path))
     except (OSError, ValueError):  # a name that no file can have, as of an unsaved document
         return False
+
+
+_SEPARATOR = re.compile(r"""[:?#&;="'|!]+""")
+
+
+def _parted(uri: str) -> str:
+    """What follows the scheme, with a slash at all that may stand around a file's name: it may be
+    in the host, the query or the fragment, and quoted once more in another URI."""
+    return _SEPARATOR.sub("/", unquote(uri.partition(":")[2]))
 
 
 _PLACEHOLDER = re.compile(

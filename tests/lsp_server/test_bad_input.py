@@ -117,6 +117,7 @@ async def test_a_file_that_is_too_large_or_binary_gets_nothing_and_a_reason(
         "untitled:/home/me/.env",
         "vscode-notebook-cell:/home/me/secrets/a.ipynb#W0",
         "vscode-remote://ssh-remote%2Bhost/home/me/.ssh/config",
+        "zipfile://backup.zip::.env",
     ],
 )
 async def test_what_is_excluded_reaches_no_engine_under_any_scheme(

@@ -59,5 +59,37 @@ def test_a_name_that_no_file_can_have_is_judged_as_it_is():
 
 def test_who_asks_gets_an_answer_where_the_trigger_is_manual():
     settings, _ = parse_settings({"trigger": "manual"})
-    assert refusal("/a.py", "python", settings, explicit=True) is None
-    assert refusal("/a.py", "python", settings, explicit=False) is not None
+    assert refusal("/a.py", "python", settings, name="/a.py", explicit=True) is None
+    assert refusal("/a.py", "python", settings, name="/a.py", explicit=False) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zipfile://backup.zip::.env",
+        "zipfile:file%3A%2F%2F%2Fa.zip::%2Eenv",
+        "git:///?path=/work/.env",
+        "git:///?path=/work/.env&ref=HEAD",
+        'conflict:?{"path":"/work/.env"}',
+        "conflict:?%7B%22path%22%3A%22/work/.env%22%7D",
+        "file:///work/#1/.env",
+        "file:///work/x#.env",
+        "scratch://.env",
+    ],
+)
+def test_a_file_is_excluded_wherever_its_uri_names_it(name: str):
+    assert refusal("/", "python", Settings(), name=name, explicit=True) == "excluded file"
+
+
+@pytest.mark.parametrize(
+    "name", ["file:///work/a.py", "git:/work/a.py?ref=env", "untitled:Untitled-1", "c:\\a.py", ""]
+)
+def test_what_else_a_uri_says_excludes_nothing(name: str):
+    assert refusal("/work/a.py", "python", Settings(), name=name, explicit=True) is None
+
+
+def test_a_folder_that_is_called_like_a_scheme_may_be_excluded():
+    settings = Settings(exclude=("git", "file"))
+    for scheme in settings.exclude:
+        name = f"{scheme}:/work/a.py"
+        assert refusal("/work/a.py", "python", settings, name=name, explicit=True) is None
